@@ -8,7 +8,8 @@
 use std::future::Future;
 
 use steep_protocol::frame::FrameHead;
-use steep_protocol::{ByteCount, Fault, RowCount};
+use steep_protocol::message::peer::PartSum;
+use steep_protocol::{ByteCount, Fault, RowCount, Sum};
 
 pub use steep_archive::chunk::{PackError, Packer, Unpacker, context_bytes};
 
@@ -61,4 +62,32 @@ pub struct Sent {
     pub bytes: ByteCount,
     /// Bytes on the wire.
     pub wire: ByteCount,
+    /// Digest of the frames' heads, as in [`PartSum`].
+    pub heads: Sum,
+}
+
+impl Sent {
+    /// What anybody who passes the part on has to send.
+    pub(crate) fn sum(&self) -> PartSum {
+        PartSum {
+            heads: self.heads,
+            rows: self.rows,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// Digests a part's frames by their heads, which hold the digests of the payloads.
+#[derive(Debug, Default)]
+pub(crate) struct Heads(blake3::Hasher);
+
+impl Heads {
+    pub(crate) fn add(&mut self, head: FrameHead) {
+        self.0.update(&head.to_bytes());
+    }
+
+    /// With the end's head as the last one.
+    pub(crate) fn sum(&self) -> Sum {
+        Sum(self.0.finalize().into())
+    }
 }

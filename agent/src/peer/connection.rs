@@ -9,7 +9,7 @@ use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
-    CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PeerReply, PeerRequest,
+    CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PartSum, PeerReply, PeerRequest,
     SchemaSection, Secret, SequenceValue, TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
@@ -40,7 +40,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(super) enum Offer {
     Part(PartNo, Box<Incoming>),
-    Ask(PartNo, NodeId),
+    /// Who has it, and what has to arrive.
+    Ask(PartNo, NodeId, PartSum),
     /// All are on their way to other targets.
     Later,
 }
@@ -188,7 +189,7 @@ impl SourceAgent {
             (PeerReply::Part(part), receiver) => {
                 Ok(Offer::Part(part, Box::new(Incoming::new(receiver))))
             }
-            (PeerReply::AskPeer { part, peer }, _) => Ok(Offer::Ask(part, peer)),
+            (PeerReply::AskPeer { part, peer, sent }, _) => Ok(Offer::Ask(part, peer, sent)),
             (PeerReply::Later, _) => Ok(Offer::Later),
             _ => Err(self.unexpected()),
         }

@@ -2,9 +2,11 @@
 //! says, and tells it which ones are kept here.
 //!
 //! A target that does not deliver costs the part another question, never the job: the source is told, and
-//! names another one or reads the part.
+//! names another one or reads the part. Only what the source itself has sent is accepted from a target; one that
+//! sends anything else is asked no more.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,13 +14,14 @@ use rand::seq::SliceRandom;
 use steep_protocol::frame::FrameHead;
 use steep_protocol::limits::{ASKED_MAX, RECEIVED_MAX};
 use steep_protocol::message::agent::{CopyParts, SharedParts};
-use steep_protocol::message::peer::{FetchKept, NextPart, PartAs, Patience};
+use steep_protocol::message::peer::{FetchKept, NextPart, PartAs, PartSum, Patience};
 use steep_protocol::{Fault, FaultKind, Lsn, NodeId, Retry, SnapshotId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::connection::{Offer, SourceAgent};
+use super::expected::Expected;
 use super::queue::Slice;
 use super::stream::Incoming;
 use crate::chunk::Sent;
@@ -56,6 +59,8 @@ pub(super) struct Exchange {
 struct Peer {
     link: SourceAgent,
     avoided_until: Option<Instant>,
+    /// It has sent other rows than the source.
+    distrusted: Arc<AtomicBool>,
 }
 
 type Received = (PartAs, Option<Written>);
@@ -140,7 +145,7 @@ impl Exchange {
                 patience,
                 ..self.request.clone()
             });
-            let (part, peer) = match offer.await? {
+            let (part, peer, sum) = match offer.await? {
                 Offer::Later => return Ok(None),
                 Offer::Part(part, incoming) if slice.choose(part) => {
                     let part = with_format(part);
@@ -151,10 +156,10 @@ impl Exchange {
                         peer: None,
                     }));
                 }
-                Offer::Ask(part, peer) if slice.choose(part) => (with_format(part), peer),
+                Offer::Ask(part, peer, sum) if slice.choose(part) => (with_format(part), peer, sum),
                 Offer::Part(..) | Offer::Ask(..) => break,
             };
-            match self.fetch(&peer, part).await {
+            match self.fetch(&peer, part, sum).await {
                 Ok(incoming) => {
                     let tee = self.tee(part, Some(Arc::clone(&self.store)));
                     return Ok(Some(Arriving {
@@ -179,8 +184,9 @@ impl Exchange {
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    async fn fetch(&self, peer: &NodeId, part: PartAs) -> Result<Incoming, Fault> {
-        let link = self.link(peer).ok_or_else(|| {
+    /// A part that a target keeps; nothing arrives whole that is not `sum`.
+    async fn fetch(&self, peer: &NodeId, part: PartAs, sum: PartSum) -> Result<Incoming, Fault> {
+        let (link, distrusted) = self.link(peer).ok_or_else(|| {
             let text = format!("the coordinator has not named {peer}");
             Fault::new(FaultKind::Failed, text)
         })?;
@@ -192,7 +198,13 @@ impl Exchange {
             part,
         };
         match tokio::time::timeout(ANSWER, link.kept(request)).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.map(|incoming| {
+                incoming.expecting(Expected {
+                    sum,
+                    peer: peer.clone(),
+                    distrusted,
+                })
+            }),
             Err(_) => {
                 let text = format!("the agent of {peer} does not answer");
                 Err(Fault::new(FaultKind::Unreachable, text))
@@ -209,15 +221,17 @@ impl Exchange {
         }
     }
 
-    /// Targets that the coordinator has named and that are not avoided; some of them, if there are very many.
+    /// Targets that the coordinator has named and that are neither avoided nor distrusted; some of them, if there are very many.
     fn askable(&self) -> Vec<NodeId> {
         let named = self.store.peers(self.snapshot).into_iter();
         let mut nodes: Vec<NodeId> = named.map(|peer| peer.node).collect();
         let now = Instant::now();
         let peers = lock(&self.peers);
         let avoided = |node: &NodeId| {
-            let until = peers.get(node).and_then(|peer| peer.avoided_until);
-            until.is_some_and(|until| now < until)
+            peers.get(node).is_some_and(|peer| {
+                let early = peer.avoided_until.is_some_and(|until| now < until);
+                early || peer.distrusted.load(Ordering::Relaxed)
+            })
         };
         nodes.retain(|node| !avoided(node));
         if nodes.len() > ASKED_MAX {
@@ -227,21 +241,24 @@ impl Exchange {
         nodes
     }
 
-    /// The link to a target, at the newest address.
-    fn link(&self, node: &NodeId) -> Option<SourceAgent> {
+    /// The link to a target, at the newest address, and whether it is distrusted.
+    fn link(&self, node: &NodeId) -> Option<(SourceAgent, Arc<AtomicBool>)> {
         let named = self.store.peers(self.snapshot).into_iter();
         let address = named.into_iter().find(|peer| peer.node == *node)?;
         let mut peers = lock(&self.peers);
-        if let Some(peer) = peers.get(node).filter(|peer| peer.link.is_at(&address)) {
-            return Some(peer.link.clone());
+        let known = peers.get(node);
+        if let Some(peer) = known.filter(|peer| peer.link.is_at(&address)) {
+            return Some((peer.link.clone(), Arc::clone(&peer.distrusted)));
         }
+        let distrusted = known.map_or_else(Arc::default, |peer| Arc::clone(&peer.distrusted));
         let link = self.source.beside(address);
         let peer = Peer {
             link: link.clone(),
             avoided_until: None,
+            distrusted: Arc::clone(&distrusted),
         };
         peers.insert(node.clone(), peer);
-        Some(link)
+        Some((link, distrusted))
     }
 
     fn avoid(&self, node: &NodeId) {

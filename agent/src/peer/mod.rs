@@ -12,6 +12,7 @@
 
 pub(crate) mod connection;
 mod exchange;
+mod expected;
 pub(crate) mod fetch;
 pub(crate) mod pending;
 mod queue;

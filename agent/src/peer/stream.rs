@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
-use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
+use steep_protocol::{ByteCount, Fault, FaultKind, Retry, Sum, codec};
 
 use super::exchange::Tee;
+use super::expected::Expected;
 use crate::chunk::{
-    FrameReader, PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker,
+    FrameReader, Heads, PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker,
 };
 use crate::rate::Rate;
 use crate::snapshot::stored::StoredFrames;
@@ -70,13 +71,14 @@ pub async fn send<R: PartReader>(
         }
         if let ReadStep::End { rows } = step {
             let raw = total;
-            held.end(FrameHead::End { chunks, raw, rows }, sender, flow)
-                .await?;
+            let end = FrameHead::End { chunks, raw, rows };
+            let heads = held.end(end, sender, flow).await?;
             flow.completed(rows);
             return Ok(Ok(Sent {
                 rows,
                 bytes: total,
                 wire: on_wire,
+                heads,
             }));
         }
     }
@@ -110,12 +112,13 @@ pub(crate) async fn send_frames<R: FrameReader>(
                 on_wire += held.hand_over((head, payload), raw, sender, flow).await?;
             }
             FrameHead::End { raw, rows, .. } => {
-                held.end(head, sender, flow).await?;
+                let heads = held.end(head, sender, flow).await?;
                 flow.completed(rows);
                 return Ok(Ok(Sent {
                     rows,
                     bytes: raw,
                     wire: on_wire,
+                    heads,
                 }));
             }
             FrameHead::Fault { .. } => return Err(StreamError::Finished),
@@ -131,12 +134,15 @@ struct Held {
     raw: ByteCount,
     wire: ByteCount,
     since: Option<Instant>,
+    /// Of the whole part.
+    heads: Heads,
 }
 
 impl Held {
     /// Returns the chunk's bytes on the wire.
     fn add(&mut self, head: FrameHead, payload: Vec<u8>, raw: ByteCount) -> ByteCount {
         let wire = ByteCount((payload.len() + HEAD_LENGTH) as u64);
+        self.heads.add(head);
         self.frames.extend([head.to_bytes().to_vec(), payload]);
         self.raw += raw;
         self.wire += wire;
@@ -173,21 +179,29 @@ impl Held {
         Ok(wire)
     }
 
-    /// Sends everything, with the part's end.
+    /// Sends everything, with the part's end. Returns the digest of all heads.
     async fn end(
         &mut self,
         end: FrameHead,
         sender: &mut Sender,
         flow: &Flow,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Sum, StreamError> {
+        self.heads.add(end);
         self.frames.push(end.to_bytes().to_vec());
         self.send(sender, flow).await?;
         sender.finish();
-        Ok(())
+        Ok(self.heads.sum())
     }
 
     async fn send(&mut self, sender: &mut Sender, flow: &Flow) -> Result<(), StreamError> {
-        let held = std::mem::take(self);
+        let heads = std::mem::take(&mut self.heads);
+        let held = std::mem::replace(
+            self,
+            Self {
+                heads,
+                ..Self::default()
+            },
+        );
         sender.send_pieces(held.frames).await?;
         flow.moved(held.raw, held.wire);
         Ok(())
@@ -255,6 +269,9 @@ pub struct Incoming {
     wire: ByteCount,
     payload: Vec<u8>,
     unpacker: Unpacker,
+    heads: Heads,
+    /// What has to arrive, where another target sends it.
+    expected: Option<Expected>,
     /// Keeps the frames for others.
     tee: Option<Tee>,
     /// Unpacked bytes not handed out yet; only [`PartReader::read`] leaves any.
@@ -290,6 +307,8 @@ impl Incoming {
             wire: ByteCount(0),
             payload: Vec::new(),
             unpacker: Unpacker::default(),
+            heads: Heads::default(),
+            expected: None,
             tee: None,
             rest: VecDeque::new(),
         }
@@ -298,6 +317,12 @@ impl Incoming {
     /// Hands the frames to `tee` too.
     pub(crate) fn with(mut self, tee: Tee) -> Self {
         self.tee = Some(tee);
+        self
+    }
+
+    /// Accepts nothing else.
+    pub(super) fn expecting(mut self, expected: Expected) -> Self {
+        self.expected = Some(expected);
         self
     }
 
@@ -313,6 +338,7 @@ impl Incoming {
     /// The source's fault, or one of our own where the stream breaks or its bytes do not add up.
     pub async fn next(&mut self) -> Result<Arrived<'_>, Fault> {
         let head = self.frames.next(&mut self.payload).await?;
+        self.heads.add(head);
         match head {
             FrameHead::Chunk {
                 packing,
@@ -323,6 +349,9 @@ impl Incoming {
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
                 self.wire += ByteCount(u64::from(wire) + HEAD_LENGTH as u64);
+                if let Some(expected) = &self.expected {
+                    expected.admit(self.raw)?;
+                }
                 if let Some(tee) = &mut self.tee {
                     tee.chunk(head, &self.payload).await;
                 }
@@ -346,7 +375,12 @@ impl Incoming {
                     rows,
                     bytes: raw,
                     wire: self.wire,
+                    heads: self.heads.sum(),
                 };
+                // Nothing else is kept for others, or committed.
+                if let Some(expected) = &self.expected {
+                    expected.compare(sent.sum())?;
+                }
                 if let Some(tee) = self.tee.take() {
                     tee.end(head, sent).await;
                 }

@@ -84,14 +84,15 @@ impl Server {
                 };
                 let reply = (connection, PeerReply::Part(wanted.part.part));
                 let sending = self.send_part(holder, wanted, reply, sender, cancel);
-                if sending.await?.is_ok() {
-                    reading.sent();
+                if let Ok(sent) = sending.await? {
+                    reading.sent(sent.sum());
                 }
                 return Ok(());
             }
-            Ok((_, Chosen::Ask(part, peer))) => PeerReply::AskPeer {
+            Ok((_, Chosen::Ask(part, peer, sent))) => PeerReply::AskPeer {
                 part: part.part,
                 peer,
+                sent,
             },
             Ok((_, Chosen::Later)) => PeerReply::Later,
             Err(fault) => PeerReply::Fault(fault),

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use steep_protocol::message::peer::{CopyFormat, NextPart, PartAs, Patience};
+use steep_protocol::message::peer::{CopyFormat, NextPart, PartAs, PartSum, Patience};
 use steep_protocol::{NodeId, PartNo};
 use tokio::sync::Notify;
 
@@ -32,7 +32,8 @@ pub(crate) struct Sharing {
 #[derive(Debug)]
 pub(crate) enum Chosen {
     Read(Reading),
-    Ask(PartAs, NodeId),
+    /// Who has it, and what was sent of it.
+    Ask(PartAs, NodeId, PartSum),
     /// All are on their way to others, and the target has more to ask for.
     Later,
 }
@@ -108,7 +109,7 @@ impl Sharing {
                 how: Ended::Broken,
                 began: Instant::now(),
             })),
-            Next::Ask(part, peer) => Some(Chosen::Ask(part, peer)),
+            Next::Ask(part, peer, sum) => Some(Chosen::Ask(part, peer, sum)),
             Next::Wait => None,
         }
     }
@@ -145,8 +146,8 @@ impl Reading {
     }
 
     /// All of it has been sent.
-    pub(crate) fn sent(&mut self) {
-        self.how = Ended::Sent;
+    pub(crate) fn sent(&mut self, sum: PartSum) {
+        self.how = Ended::Sent(sum);
         let mut times = lock(&self.sharing.times);
         let (parts, took) = times.entry(self.target.clone()).or_default();
         *parts += 1;

@@ -6,12 +6,16 @@
 //!
 //! A part that is on its way to a target that will keep it is not read for another one; [`Next::Wait`] says
 //! so, and the caller decides how long. Parts that a target does not deliver are forgotten as its own.
+//!
+//! Of each part it remembers one digest of what was sent, which whoever fetches the part from a target compares.
+//! A part that is sent twice may be packed differently, or have its rows in another order: only targets that got
+//! what the digest is of are named.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use steep_protocol::limits::PEERS_MAX;
-use steep_protocol::message::peer::{CopyFormat, Keeping, PartAs};
+use steep_protocol::message::peer::{CopyFormat, Keeping, PartAs, PartSum};
 use steep_protocol::{NodeId, PartNo};
 
 /// How long after its last byte has gone a target may take to say that it keeps a part.
@@ -49,6 +53,17 @@ struct Copies {
     holders: Seats,
     /// They are receiving it from the source, and will keep it.
     arriving: Seats,
+    /// What was sent of it; `None` until the source has sent it to its end.
+    sum: Option<PartSum>,
+    /// What they have is something else, or they do not deliver it.
+    others: Seats,
+}
+
+impl Copies {
+    /// Those that have what was sent.
+    fn proven(self) -> Seats {
+        self.sum.map_or(0, |_| self.holders & !self.others)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,14 +90,15 @@ pub(super) struct Ask<'a> {
 pub(super) enum Next {
     /// Read it from PostgreSQL; say [`Tracker::ended`] once with the number.
     Read(PartAs, u64),
-    Ask(PartAs, NodeId),
+    /// Whom, and what was sent.
+    Ask(PartAs, NodeId, PartSum),
     /// All are on their way to others.
     Wait,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    Sent,
+    Sent(PartSum),
     Broken,
 }
 
@@ -110,7 +126,7 @@ impl Tracker {
         let free = ask.wanted.iter().copied().find(|part| {
             // Nobody whom the target can ask has it, and it is on its way to nobody else.
             let copies = self.copies(*part);
-            copies.holders & askable == 0 && copies.arriving & others == 0
+            copies.proven() & askable == 0 && copies.arriving & others == 0
         });
         if let Some(part) = free
             && self.reads < self.capacity
@@ -142,11 +158,14 @@ impl Tracker {
         let Some(seat) = self.seat_of(target) else {
             return;
         };
+        if let Ended::Sent(sum) = how {
+            self.note_sum(seat, part, sum);
+        }
         if self.flights.get(&(seat, part)) != Some(&Flight::Reading(serial)) {
             return;
         }
         match how {
-            Ended::Sent => {
+            Ended::Sent(_) => {
                 self.flights.insert((seat, part), Flight::Sent(now));
             }
             Ended::Broken => self.land(Some(seat), part),
@@ -156,9 +175,15 @@ impl Tracker {
     /// A target has received a part. Others may fetch it where it is kept.
     pub(super) fn received(&mut self, target: &NodeId, part: PartAs, kept: bool) {
         if let Some(seat) = self.seat(target) {
+            // The digest has not changed since it was told.
+            let compared = matches!(self.flights.get(&(seat, part)), Some(Flight::From(_)));
             self.land(Some(seat), part);
             if kept {
-                self.parts.entry(part).or_default().holders |= bit(seat);
+                let copies = self.parts.entry(part).or_default();
+                copies.holders |= bit(seat);
+                if compared {
+                    copies.others &= !bit(seat);
+                }
             }
         }
     }
@@ -169,6 +194,7 @@ impl Tracker {
             && let Some(copies) = self.parts.get_mut(&part)
         {
             copies.holders &= !bit(seat);
+            copies.others |= bit(seat);
         }
     }
 
@@ -182,6 +208,7 @@ impl Tracker {
         for copies in self.parts.values_mut() {
             copies.holders &= !bit(seat);
             copies.arriving &= !bit(seat);
+            copies.others &= !bit(seat);
         }
     }
 
@@ -215,12 +242,12 @@ impl Tracker {
             self.note_format(seat, part);
             self.flights.insert((seat, part), Flight::From(holder));
         }
-        match self.members[holder].as_mut() {
-            Some(member) => {
+        match (self.members[holder].as_mut(), self.copies(part).sum) {
+            (Some(member), Some(sum)) => {
                 member.named += 1;
-                Next::Ask(part, member.node.clone())
+                Next::Ask(part, member.node.clone(), sum)
             }
-            None => Next::Wait,
+            _ => Next::Wait,
         }
     }
 
@@ -234,7 +261,7 @@ impl Tracker {
             }
         }
         let choices = wanted.iter().flat_map(|part| {
-            let holders = self.copies(*part).holders & askable;
+            let holders = self.copies(*part).proven() & askable;
             seats(holders).map(move |seat| (*part, seat))
         });
         choices.min_by_key(|(_, seat)| {
@@ -268,6 +295,28 @@ impl Tracker {
             }
             !gone
         });
+    }
+
+    /// A part was sent to its end. The first digest stays while anybody has what it is of, or is fetching that.
+    fn note_sum(&mut self, seat: Seat, part: PartAs, sum: PartSum) {
+        let mut flights = self.flights.iter();
+        let fetched =
+            flights.any(|((_, of), flight)| *of == part && matches!(flight, Flight::From(_)));
+        let copies = self.parts.entry(part).or_default();
+        match copies.sum {
+            Some(known) if known == sum => {}
+            Some(_) if copies.proven() & bit(seat) != 0 => return,
+            Some(_) if copies.proven() != 0 || fetched => {
+                copies.others |= bit(seat);
+                return;
+            }
+            Some(_) => {
+                copies.sum = Some(sum);
+                copies.others = Seats::MAX;
+            }
+            None => copies.sum = Some(sum),
+        }
+        copies.others &= !bit(seat);
     }
 
     fn note_format(&mut self, seat: Seat, part: PartAs) {

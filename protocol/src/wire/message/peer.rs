@@ -5,7 +5,7 @@
 //! job (G7). Bulk answers are frames ([`crate::frame`]), so a schema is sent like a part.
 //!
 //! Targets of one shared snapshot also ask one another, with [`PeerRequest::FetchKept`], for parts that
-//! they have received. The source says whom to ask.
+//! they have received. The source says whom to ask, and what has to arrive ([`PartSum`]).
 
 use std::fmt;
 
@@ -15,7 +15,8 @@ use super::facts::SettingScope;
 use super::job::Compression;
 use super::schema::SchemaPage;
 use crate::wire::{
-    Epoch, Fault, Identifier, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName, TableNo,
+    ByteCount, Epoch, Fault, Identifier, JobId, Lsn, NodeId, PartNo, RowCount, SnapshotId, Sum,
+    TableName, TableNo,
 };
 
 /// A request of a target to a source.
@@ -158,6 +159,17 @@ pub struct PartAs {
     pub format: CopyFormat,
 }
 
+/// What the source sent of a part, so that no target can pass on anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartSum {
+    /// BLAKE3 of its frames' heads in order, which hold the digests of its chunks.
+    pub heads: Sum,
+    /// Its rows.
+    pub rows: RowCount,
+    /// Its COPY bytes.
+    pub bytes: ByteCount,
+}
+
 /// Whether a target keeps a part for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeping {
@@ -243,6 +255,8 @@ pub enum PeerReply {
         part: PartNo,
         /// Who has it.
         peer: NodeId,
+        /// What has to arrive from there.
+        sent: PartSum,
     },
     /// All these parts are on their way to other targets.
     Later,
