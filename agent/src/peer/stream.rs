@@ -194,14 +194,11 @@ impl Held {
     }
 
     async fn send(&mut self, sender: &mut Sender, flow: &Flow) -> Result<(), StreamError> {
-        let heads = std::mem::take(&mut self.heads);
-        let held = std::mem::replace(
-            self,
-            Self {
-                heads,
-                ..Self::default()
-            },
-        );
+        let next = Self {
+            heads: std::mem::take(&mut self.heads),
+            ..Self::default()
+        };
+        let held = std::mem::replace(self, next);
         sender.send_pieces(held.frames).await?;
         flow.moved(held.raw, held.wire);
         Ok(())
