@@ -31,8 +31,8 @@ impl Expected {
         }
         let (rows, bytes) = (arrived.rows, arrived.bytes);
         Err(self.differs(&format!(
-            "{rows} rows in {} bytes, digest {}",
-            bytes.0, arrived.heads
+            "{} rows in {} bytes, digest {}",
+            rows.0, bytes.0, arrived.heads
         )))
     }
 
@@ -40,8 +40,8 @@ impl Expected {
         self.distrusted.store(true, Ordering::Relaxed);
         let PartSum { heads, rows, bytes } = self.sum;
         let text = format!(
-            "the agent of {} does not pass on what the source has sent: {arrived} arrived; the source sent {rows} rows in {} bytes, digest {heads}",
-            self.peer, bytes.0
+            "the agent of {} does not pass on what the source has sent: {arrived} arrived; the source sent {} rows in {} bytes, digest {heads}",
+            self.peer, rows.0, bytes.0
         );
         Fault::new(FaultKind::Failed, text)
             .hint("nothing of it stays, and that agent is asked for nothing more in this copy: look at its host")

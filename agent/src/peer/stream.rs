@@ -194,13 +194,11 @@ impl Held {
     }
 
     async fn send(&mut self, sender: &mut Sender, flow: &Flow) -> Result<(), StreamError> {
-        let next = Self {
-            heads: std::mem::take(&mut self.heads),
-            ..Self::default()
-        };
-        let held = std::mem::replace(self, next);
-        sender.send_pieces(held.frames).await?;
-        flow.moved(held.raw, held.wire);
+        let frames = std::mem::take(&mut self.frames);
+        let (raw, wire) = (self.raw, self.wire);
+        (self.raw, self.wire, self.since) = (ByteCount(0), ByteCount(0), None);
+        sender.send_pieces(frames).await?;
+        flow.moved(raw, wire);
         Ok(())
     }
 }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use steep_certs::{Credentials, Role};
+use steep_protocol::frame::FrameHead;
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::agent::{CopyParts, PeerAddress, SharedParts};
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
-    CopyFormat, FetchKept, PartAs, Patience, PeerReply, PeerRequest,
+    CopyFormat, FetchKept, PartAs, PartSum, Patience, PeerReply, PeerRequest,
 };
 use steep_protocol::quic::{Connection, Endpoint, Links, Tuning};
 use steep_protocol::{
@@ -18,12 +19,12 @@ use steep_protocol::{
 use tokio::task::JoinSet;
 
 use super::connection::SourceAgent;
-use super::exchange::{Arriving, Exchange};
+use super::exchange::{Announcing, Arriving, Exchange};
 use super::queue::PartQueue;
 use super::serve::Server;
 use super::stream::{self, Incoming};
 use crate::budget::{Budget, DEFAULT_MIB};
-use crate::chunk::{Packer, PartReader, PartWriter, ReadStep, Sent};
+use crate::chunk::{Heads, Packer, PartReader, PartWriter, ReadStep, Sent};
 use crate::kept::Store;
 use crate::mutex::lock;
 use crate::pg::Conninfo;
@@ -91,20 +92,45 @@ fn shared(peers: Vec<PeerAddress>) -> SharedParts {
     }
 }
 
-/// Writes the part as if it arrived.
-async fn fill(store: &Arc<Store>) {
-    let mut writer = store.keep(SNAPSHOT, PART).unwrap();
+/// A part's frames, and its end.
+fn frames(all: &[u8]) -> (Vec<(FrameHead, Vec<u8>)>, FrameHead) {
     let mut packer = Packer::new(Compression::Lz4, std::time::Duration::ZERO);
-    let all = rows();
-    for chunk in all.chunks(CHUNK_RAW_MAX) {
-        let (head, payload) = packer.pack(&mut chunk.to_vec()).unwrap();
-        writer = writer.chunk(head, &payload).await.unwrap();
-    }
-    let end = steep_protocol::frame::FrameHead::End {
-        chunks: all.chunks(CHUNK_RAW_MAX).count() as u64,
+    let chunks = all.chunks(CHUNK_RAW_MAX);
+    let frames = chunks.map(|chunk| packer.pack(&mut chunk.to_vec()).unwrap());
+    let frames: Vec<_> = frames.collect();
+    let end = FrameHead::End {
+        chunks: frames.len() as u64,
         raw: ByteCount(all.len() as u64),
         rows: ROWS,
     };
+    (frames, end)
+}
+
+/// What the source says that it has sent of the part.
+fn sum() -> PartSum {
+    let (frames, end) = frames(&rows());
+    let mut heads = Heads::default();
+    for head in frames.iter().map(|(head, _)| *head).chain([end]) {
+        heads.add(head);
+    }
+    PartSum {
+        heads: heads.sum(),
+        rows: ROWS,
+        bytes: ByteCount(rows().len() as u64),
+    }
+}
+
+/// Writes the part as if it arrived.
+async fn fill(store: &Arc<Store>) {
+    fill_with(store, &rows()).await;
+}
+
+async fn fill_with(store: &Arc<Store>, rows: &[u8]) {
+    let mut writer = store.keep(SNAPSHOT, PART).unwrap();
+    let (frames, end) = frames(rows);
+    for (head, payload) in frames {
+        writer = writer.chunk(head, &payload).await.unwrap();
+    }
     assert!(writer.end(end).await.unwrap().kept().await);
 }
 
@@ -265,10 +291,9 @@ impl Source {
             match request {
                 PeerRequest::NextPart(next) if next.failed.is_none() => {
                     let (part, peer) = (next.wanted[0].part, node("b"));
-                    sender
-                        .send(&PeerReply::AskPeer { part, peer })
-                        .await
-                        .unwrap();
+                    let sent = sum();
+                    let reply = PeerReply::AskPeer { part, peer, sent };
+                    sender.send(&reply).await.unwrap();
                 }
                 PeerRequest::NextPart(next) => {
                     let reply = PeerReply::Part(next.wanted[0].part);
@@ -283,6 +308,26 @@ impl Source {
             sender.finish();
         }
     }
+}
+
+/// The copy of `c` from `a`, beside `b`.
+fn begin(
+    of_c: &Arc<Store>,
+    (c, a, b): (&Arc<Endpoint>, &Endpoint, &Endpoint),
+) -> (Exchange, Announcing) {
+    let shared = shared(vec![address("b", b)]);
+    let request = CopyParts {
+        source: address("a", a),
+        epoch: Epoch(0),
+        parallel: 1,
+        compression: Compression::Lz4,
+        max_rate: None,
+        order: Vec::new(),
+        shared: Some(shared.clone()),
+        carried: None,
+    };
+    let link = link(c, request.source.clone());
+    Exchange::begin(&link, of_c, (&request, &shared), LSN)
 }
 
 /// One part as a target gets it, and what was received.
@@ -307,19 +352,7 @@ async fn a_target_takes_a_part_where_the_source_says_and_elsewhere_if_it_is_not_
     let (source, _running) = Source::start(&a);
 
     let of_c = store("c", dir.path());
-    let shared = shared(vec![address("b", &b)]);
-    let request = CopyParts {
-        source: address("a", &a),
-        epoch: Epoch(0),
-        parallel: 1,
-        compression: Compression::Lz4,
-        max_rate: None,
-        order: Vec::new(),
-        shared: Some(shared.clone()),
-        carried: None,
-    };
-    let link = link(&c, request.source.clone());
-    let (exchange, announcing) = Exchange::begin(&link, &of_c, (&request, &shared), LSN);
+    let (exchange, announcing) = begin(&of_c, (&c, &a, &b));
 
     let (arriving, queue) = get(&exchange, PART).await;
     assert_eq!((arriving.peer, queue.len()), (Some(node("b")), 1));
@@ -353,4 +386,47 @@ async fn a_target_takes_a_part_where_the_source_says_and_elsewhere_if_it_is_not_
         [node("b")]
     );
     assert_eq!(told, [PART, as_text(4)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_the_source_has_not_sent_are_neither_committed_nor_kept_and_their_sender_is_asked_no_more()
+ {
+    let other: Vec<u8> = rows().into_iter().rev().collect();
+    let longer = [rows(), rows()].concat();
+    for invented in [other, longer, b"1\tx\n".to_vec()] {
+        let (cluster, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+        let [a, b, c] = ["a", "b", "c"].map(|name| cluster.endpoint(name));
+        let of_b = store("b", dir.path());
+        let _copying = of_b.begin(&shared(vec![address("c", &c)]), (JobId(1), LSN));
+        fill_with(&of_b, &invented).await;
+        let _serving = serve("b", &b, &of_b);
+        let (source, _running) = Source::start(&a);
+        let of_c = store("c", dir.path());
+        let (exchange, announcing) = begin(&of_c, (&c, &a, &b));
+
+        let (arriving, queue) = get(&exchange, PART).await;
+        assert_eq!(arriving.peer, Some(node("b")));
+        let refused = pour(arriving.incoming).await.unwrap_err();
+        assert!(
+            refused.message.contains("the agent of b does not pass on"),
+            "{refused}"
+        );
+        assert!(of_c.read(SNAPSHOT, LSN, PART).is_none(), "it is kept");
+        assert_eq!(of_c.fetched.sum().parts, 0);
+
+        let mut slice = queue.chosen(PART.part);
+        let format = |part: PartNo| as_text(part.0);
+        let again = exchange.get(&mut slice, format, Some(node("b")), Patience::Some);
+        let arriving = again.await.unwrap().unwrap();
+        assert_eq!(arriving.peer, None);
+        assert!(pour(arriving.incoming).await.unwrap() == rows());
+        drop(exchange);
+        announcing.end().await;
+        let asked = std::mem::take(&mut *lock(&source.asked));
+        let peers = asked.iter().filter_map(|request| match request {
+            PeerRequest::NextPart(next) => Some(next.peers.len()),
+            _ => None,
+        });
+        assert_eq!(peers.collect::<Vec<_>>(), [1, 0]);
+    }
 }

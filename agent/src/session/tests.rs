@@ -120,6 +120,20 @@ impl Cluster {
         }
     }
 
+    /// Each kept part gets the frames of the next one.
+    fn rotate_kept_files(&self) {
+        let directories = std::fs::read_dir(self.kept.path()).unwrap();
+        let files = directories.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
+        let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        let frames: Vec<_> = files
+            .iter()
+            .map(|file| std::fs::read(file).unwrap())
+            .collect();
+        for (file, frames) in files.iter().zip(frames.iter().cycle().skip(1)) {
+            std::fs::write(file, frames).unwrap();
+        }
+    }
+
     fn kept_files(&self) -> usize {
         let directories = std::fs::read_dir(self.kept.path()).unwrap();
         let files = directories.map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap().count());
@@ -307,6 +321,31 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
     let slots = "SELECT count(*) FROM pg_replication_slots";
     let left: u32 = a.database.value(slots).unwrap();
     assert_eq!(left, 1, "that of b, which is released");
+}
+
+/// One whose host is in other hands: what it keeps is not what it has received.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_serves_rows_of_other_parts_spoils_no_other() {
+    let cluster = Cluster::new();
+    let a = cluster.node("a", FILL).await;
+    let (b, c) = (
+        cluster.node("b", EMPTY).await,
+        cluster.node("c", EMPTY).await,
+    );
+    let (of_all, of_b, of_c) = (JobId(SNAPSHOT.0), JobId(1), JobId(2));
+    let parts = a.open(of_all, &a).await.unwrap();
+    a.open(of_b, &b).await.unwrap();
+    b.copy(of_b, &a, parts, &[&c]).await;
+    assert_eq!(a.sent(), u64::from(parts));
+    cluster.rotate_kept_files();
+
+    a.open(of_c, &c).await.unwrap();
+    c.copy(of_c, &a, parts, &[&b]).await;
+    let differences = compare::rows(&a.database, &c.database).unwrap();
+    differences.none().unwrap();
+    assert!(b.agent.kept.served.sum().parts > 0, "it was asked");
+    assert_eq!(c.fetched(), 0, "nothing of it was taken");
+    assert_eq!(a.sent(), u64::from(2 * parts));
 }
 
 /// The slow one would take minutes.

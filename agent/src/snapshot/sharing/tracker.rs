@@ -242,7 +242,8 @@ impl Tracker {
             self.note_format(seat, part);
             self.flights.insert((seat, part), Flight::From(holder));
         }
-        match (self.members[holder].as_mut(), self.copies(part).sum) {
+        let sum = self.copies(part).sum;
+        match (self.members[holder].as_mut(), sum) {
             (Some(member), Some(sum)) => {
                 member.named += 1;
                 Next::Ask(part, member.node.clone(), sum)

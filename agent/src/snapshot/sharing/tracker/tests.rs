@@ -1,6 +1,7 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use proptest::prelude::*;
+use steep_protocol::{ByteCount, RowCount, Sum};
 
 use super::*;
 
@@ -13,6 +14,25 @@ fn part(no: u32) -> PartAs {
         part: PartNo(no),
         format: CopyFormat::Binary,
     }
+}
+
+fn sum(version: u8) -> PartSum {
+    PartSum {
+        heads: Sum([version; 32]),
+        rows: RowCount(7),
+        bytes: ByteCount(77),
+    }
+}
+
+/// The source sends a part to a target, which keeps it.
+fn give(tracker: &mut Tracker, target: &NodeId, part: PartAs, version: u8) {
+    let now = Instant::now();
+    let read = tracker.read_anyway(&ask(target, &[part], &[]));
+    let Some(Next::Read(_, serial)) = read else {
+        panic!("{read:?}");
+    };
+    tracker.ended(target, (part, serial), Ended::Sent(sum(version)), now);
+    tracker.received(target, part, true);
 }
 
 fn ask<'a>(target: &'a NodeId, wanted: &'a [PartAs], peers: &'a [NodeId]) -> Ask<'a> {
@@ -29,7 +49,7 @@ fn ask<'a>(target: &'a NodeId, wanted: &'a [PartAs], peers: &'a [NodeId]) -> Ask
 enum Work {
     Idle,
     Reads(PartAs, u64),
-    Fetches(PartAs, usize),
+    Fetches(PartAs, usize, PartSum),
     /// All these are on their way to others; the rest of the queue has been asked for.
     Waits(Vec<PartAs>),
 }
@@ -40,7 +60,7 @@ struct Target {
     queue: VecDeque<PartAs>,
     workers: Vec<Work>,
     has: BTreeSet<PartAs>,
-    kept: HashSet<PartAs>,
+    kept: HashMap<PartAs, PartSum>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +108,7 @@ impl Play {
             queue: (0..self.parts).map(part).collect(),
             workers: vec![Work::Idle; workers],
             has: BTreeSet::new(),
-            kept: HashSet::new(),
+            kept: HashMap::new(),
         });
     }
 
@@ -135,19 +155,22 @@ impl Play {
             }
             Work::Waits(wanted) => self.ask(at, worker, wanted),
             Work::Reads(part, serial) => {
+                // Packed differently now and then.
+                let sent = sum(u8::from(self.fails(3)));
                 let how = match self.fails(10) {
                     true => Ended::Broken,
-                    false => Ended::Sent,
+                    false => Ended::Sent(sent),
                 };
                 self.tracker.ended(&node(at), (part, serial), how, self.now);
                 match how {
-                    Ended::Sent => self.loaded(at, worker, part),
+                    Ended::Sent(_) => self.loaded(at, worker, part, sent),
                     Ended::Broken => self.ask(at, worker, vec![part]),
                 }
             }
-            Work::Fetches(part, holder) => {
-                if self.targets[holder].alive && self.targets[holder].kept.contains(&part) {
-                    self.loaded(at, worker, part);
+            Work::Fetches(part, holder, sum) => {
+                if let Some(kept) = self.targets[holder].kept.get(&part) {
+                    assert_eq!(*kept, sum, "an honest target is refused");
+                    self.loaded(at, worker, part, sum);
                 } else {
                     self.tracker.failed(&node(holder), part);
                     self.known.remove(&(holder, part));
@@ -176,14 +199,14 @@ impl Play {
                 self.targets[at].workers[worker] = Work::Reads(part, serial);
                 part
             }
-            Next::Ask(part, peer) => {
+            Next::Ask(part, peer, sum) => {
                 let holder = (0..self.targets.len()).find(|n| node(*n) == peer).unwrap();
                 assert!(holder != at && peers.contains(&peer));
                 assert!(
                     self.known.contains(&(holder, part)),
                     "{holder} never had it"
                 );
-                self.targets[at].workers[worker] = Work::Fetches(part, holder);
+                self.targets[at].workers[worker] = Work::Fetches(part, holder, sum);
                 part
             }
         };
@@ -194,7 +217,7 @@ impl Play {
         }
     }
 
-    fn loaded(&mut self, at: usize, worker: usize, part: PartAs) {
+    fn loaded(&mut self, at: usize, worker: usize, part: PartAs, sum: PartSum) {
         assert!(self.targets[at].has.insert(part), "loaded twice");
         self.targets[at].workers[worker] = Work::Idle;
         if self.fails(20) {
@@ -203,7 +226,7 @@ impl Play {
         }
         let kept = !self.fails(10);
         if kept {
-            self.targets[at].kept.insert(part);
+            self.targets[at].kept.insert(part, sum);
             self.known.insert((at, part));
         }
         self.tracker.received(&node(at), part, kept);
@@ -269,12 +292,52 @@ fn a_busy_source_sends_targets_to_one_another_and_an_idle_one_reads_on() {
     let Next::Read(first, serial) = tracker.next(&ask(&b, &wanted, &peers), now) else {
         panic!("nobody has any");
     };
-    tracker.ended(&b, (first, serial), Ended::Sent, now);
+    tracker.ended(&b, (first, serial), Ended::Sent(sum(1)), now);
     tracker.received(&b, first, true);
     let idle = tracker.next(&ask(&c, &wanted, &peers), now);
     assert_eq!(idle, Next::Read(part(1), 2));
     let busy = tracker.next(&ask(&c, &[part(0), part(2)], &peers), now);
-    assert_eq!(busy, Next::Ask(part(0), b));
+    assert_eq!(busy, Next::Ask(part(0), b, sum(1)));
+}
+
+#[test]
+fn nobody_is_asked_for_a_part_whose_sending_was_not_seen_to_its_end() {
+    let now = Instant::now();
+    let mut tracker = Tracker::new(1);
+    let (b, c) = (node(1), node(2));
+    let (wanted, peers) = ([part(0)], [b.clone(), c.clone()]);
+    let Next::Read(read, serial) = tracker.next(&ask(&b, &wanted, &peers), now) else {
+        panic!("nobody has it");
+    };
+    tracker.ended(&b, (read, serial), Ended::Broken, now);
+    tracker.received(&b, read, true);
+    let next = tracker.next(&ask(&c, &wanted, &peers), now);
+    assert!(matches!(next, Next::Read(..)), "{next:?}");
+}
+
+#[test]
+fn only_targets_that_have_what_is_compared_are_asked_and_none_twice_in_vain() {
+    let now = Instant::now();
+    let mut tracker = Tracker::new(1);
+    let [b, c, d] = [1, 2, 3].map(node);
+    give(&mut tracker, &b, part(0), 1);
+    give(&mut tracker, &c, part(0), 2);
+    let (wanted, peers) = ([part(0)], [b.clone(), c.clone()]);
+    for _ in 0..3 {
+        let next = tracker.next(&ask(&d, &wanted, &peers), now);
+        assert_eq!(next, Next::Ask(part(0), b.clone(), sum(1)));
+    }
+    tracker.failed(&b, part(0));
+    tracker.received(&b, part(0), true);
+    let next = tracker.next(&ask(&d, &wanted, &peers), now);
+    assert!(matches!(next, Next::Read(..)), "{next:?}");
+    // What it fetches from elsewhere is compared, and can be passed on.
+    give(&mut tracker, &d, part(0), 3);
+    let next = tracker.next(&ask(&b, &wanted, std::slice::from_ref(&d)), now);
+    assert_eq!(next, Next::Ask(part(0), d, sum(3)));
+    tracker.received(&b, part(0), true);
+    let next = tracker.next(&ask(&c, &wanted, &peers), now);
+    assert_eq!(next, Next::Ask(part(0), b, sum(3)));
 }
 
 #[test]
@@ -282,13 +345,13 @@ fn the_holder_that_serves_fewest_is_asked() {
     let now = Instant::now();
     let mut tracker = Tracker::new(0);
     for holder in 0..3 {
-        tracker.received(&node(holder), part(0), true);
+        give(&mut tracker, &node(holder), part(0), 1);
     }
     let peers: Vec<NodeId> = (0..3).map(node).collect();
     let mut asked = BTreeSet::new();
     for target in 3..6 {
         let next = tracker.next(&ask(&node(target), &[part(0)], &peers), now);
-        let Next::Ask(_, peer) = next else {
+        let Next::Ask(_, peer, _) = next else {
             panic!("{next:?}");
         };
         asked.insert(peer);
@@ -306,7 +369,7 @@ fn a_target_that_says_nothing_is_not_waited_for_long() {
         panic!("nobody has it");
     };
     assert_eq!(tracker.next(&ask(&c, &[read], &peers), now), Next::Wait);
-    tracker.ended(&b, (read, serial), Ended::Sent, now);
+    tracker.ended(&b, (read, serial), Ended::Sent(sum(1)), now);
     assert_eq!(tracker.next(&ask(&c, &[read], &peers), now), Next::Wait);
     let later = tracker.next(&ask(&c, &[read], &peers), now + GRACE);
     assert!(matches!(later, Next::Read(..)), "{later:?}");
@@ -332,15 +395,15 @@ fn more_targets_than_seats_are_served_and_none_is_asked() {
     let now = Instant::now();
     let mut tracker = Tracker::new(4);
     for target in 0..PEERS_MAX + 2 {
-        tracker.received(&node(target), part(0), true);
+        give(&mut tracker, &node(target), part(0), 1);
     }
     let last = node(PEERS_MAX + 1);
     let next = tracker.next(&ask(&node(0), &[part(0)], std::slice::from_ref(&last)), now);
     assert!(matches!(next, Next::Read(..)), "{next:?}");
     tracker.left(&node(1));
-    tracker.received(&last, part(0), true);
+    give(&mut tracker, &last, part(0), 1);
     let next = tracker.next(&ask(&node(0), &[part(0)], std::slice::from_ref(&last)), now);
-    assert_eq!(next, Next::Ask(part(0), last));
+    assert_eq!(next, Next::Ask(part(0), last, sum(1)));
 }
 
 #[test]
