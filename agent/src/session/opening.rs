@@ -48,7 +48,7 @@ impl Agent {
         self.jobs.admit(job, target, filter, None);
         self.jobs.locks().set_rule(job, request.yield_to_ddl);
         if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-            if !open.is_broken() && open.epoch() == request.epoch {
+            if !open.is_gone() && open.epoch() == request.epoch {
                 return opened(&open);
             }
             // No row has been read under it yet, or it is an earlier epoch's.

@@ -120,6 +120,14 @@ impl Holder {
         }
     }
 
+    /// Whether nothing can be read from it any more, also because it was closed.
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Self::Live(open) => self.is_live() && open.is_lost(),
+            Self::Shared(_) | Self::Stored(_) => self.is_broken(),
+        }
+    }
+
     /// Whether the snapshot ended although the job has not closed it.
     pub(crate) fn is_broken(&self) -> bool {
         match self {
