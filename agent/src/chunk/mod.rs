@@ -79,7 +79,7 @@ impl Sent {
 
 /// Digests a part's frames by their heads, which hold the digests of the payloads.
 #[derive(Debug, Default)]
-pub(crate) struct Heads(blake3::Hasher);
+pub(crate) struct Heads(Box<blake3::Hasher>);
 
 impl Heads {
     pub(crate) fn add(&mut self, head: FrameHead) {

@@ -70,7 +70,7 @@ pub(super) async fn prepare(
         indexes,
         settings: link.settings().await?,
     };
-    target::prepare(task, &request, &plan.tables, dumps).await
+    Box::pin(target::prepare(task, &request, &plan.tables, dumps)).await
 }
 
 pub(super) async fn subscribe(
