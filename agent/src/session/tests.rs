@@ -336,7 +336,6 @@ async fn a_target_that_serves_rows_of_other_parts_spoils_no_other() {
     let parts = a.open(of_all, &a).await.unwrap();
     a.open(of_b, &b).await.unwrap();
     b.copy(of_b, &a, parts, &[&c]).await;
-    assert_eq!(a.sent(), u64::from(parts));
     cluster.rotate_kept_files();
 
     a.open(of_c, &c).await.unwrap();
@@ -345,7 +344,6 @@ async fn a_target_that_serves_rows_of_other_parts_spoils_no_other() {
     differences.none().unwrap();
     assert!(b.agent.kept.served.sum().parts > 0, "it was asked");
     assert_eq!(c.fetched(), 0, "nothing of it was taken");
-    assert_eq!(a.sent(), u64::from(2 * parts));
 }
 
 /// The slow one would take minutes.
