@@ -64,7 +64,7 @@ pub struct Job {
     pub id: JobId,
     /// What was asked for.
     pub spec: JobSpec,
-    /// The prepared slot it starts from; set exactly with [`Method::Backup`](steep_protocol::message::job::Method::Backup).
+    /// The prepared slot it starts from; set exactly with [`Method::Backup`].
     pub handover: Option<Handover>,
     /// The stored snapshot it is made from; set exactly with a method that [is from a
     /// store](steep_protocol::message::job::Method::is_from_store).
