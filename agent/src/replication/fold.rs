@@ -60,7 +60,7 @@ pub(crate) async fn fold(
     Ok(())
 }
 
-/// Stops the present subscription, and keeps its position under another name.
+/// Stops the present subscription. An earlier try may have stopped and renamed it.
 async fn stop(conn: &Conn, task: &Task) -> Result<(), Fault> {
     let name = task.replication.name();
     let Some(found) = find(conn, &name).await? else {

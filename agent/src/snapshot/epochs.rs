@@ -97,7 +97,8 @@ pub(crate) async fn widen(
     let listing = Listing::load(session).await?;
     let now = leaves(session, &listing, name).await?;
     let wide = publication::members(&listing, filter);
-    if covered(&listing, &wide) != now {
+    let known = wide.iter().filter_map(|name| listing.relations.get(name));
+    if below(&listing, &known.map(|relation| relation.oid).collect()) != now {
         return Ok(());
     }
     set_members(session, cancel, name, &wide).await?;
@@ -117,18 +118,13 @@ async fn leaves(
     listing: &Listing,
     name: &Identifier,
 ) -> Result<Vec<TableName>, PgError> {
-    let members = published_oids(session, name).await?;
-    let all = plan::names(listing, &TableFilter::default());
-    Ok(publication::published(listing, &members, all))
+    Ok(below(listing, &published_oids(session, name).await?))
 }
 
-fn covered(listing: &Listing, members: &[TableName]) -> Vec<TableName> {
-    let oids = members
-        .iter()
-        .filter_map(|name| listing.relations.get(name));
-    let oids = oids.map(|relation| relation.oid).collect();
+/// The tables with rows that a publication of `members` covers.
+fn below(listing: &Listing, members: &HashSet<u32>) -> Vec<TableName> {
     let all = plan::names(listing, &TableFilter::default());
-    publication::published(listing, &oids, all)
+    publication::published(listing, members, all)
 }
 
 /// The tables that a publication names.
