@@ -45,8 +45,7 @@ impl Turn {
                     if !self.keeps_tables(kept.step) {
                         return self.keep_no_longer(&kept, &why.message);
                     }
-                    self.begin_epoch(why);
-                    kept.step = Step::OpenSource;
+                    self.part_with_snapshot(&mut kept, why);
                 }
             }
             JobEvent::Down { side, since, .. } => self.left(side, since),
@@ -64,8 +63,7 @@ impl Turn {
                     if !self.keeps_tables(kept.step) {
                         return self.keep_no_longer(&kept, &why.message);
                     }
-                    self.begin_epoch(why);
-                    kept.step = Step::OpenSource;
+                    self.part_with_snapshot(&mut kept, why);
                 }
             }
             // Only an ending job has something to give up.
@@ -104,8 +102,13 @@ impl Turn {
     fn let_go(&mut self, kept: &mut Kept) {
         let text = "the failed job's snapshot was not needed for so long that it is closed";
         let why = Fault::new(FaultKind::Failed, text).on(&self.job.spec.source);
-        self.begin_epoch(why);
+        self.part_with_snapshot(kept, why);
         self.issue(Work::CloseSnapshot);
+    }
+
+    /// A resume takes another snapshot, for the tables that are not complete.
+    fn part_with_snapshot(&mut self, kept: &mut Kept, why: Fault) {
+        self.begin_epoch(why);
         kept.step = Step::OpenSource;
     }
 
