@@ -120,7 +120,10 @@ impl<S: Store> Driver<S> {
                 replication: snapshot.replication(),
                 command: compose(snapshot, running.work),
             },
-            Effect::Abort(id) => CoordinatorMessage::Abort { id },
+            Effect::Abort(command) => CoordinatorMessage::Abort {
+                id: command,
+                job: JobId(id.0),
+            },
             Effect::Forget(id) => CoordinatorMessage::Forget { id },
             told => return self.tell_snapshot(id, told, now),
         };

@@ -304,8 +304,9 @@ impl World {
                             agent.at_work.insert(command, (job, what));
                         }
                     }
-                    CoordinatorMessage::Abort { id: command } => {
-                        if agent.at_work.remove(&command).is_some() {
+                    CoordinatorMessage::Abort { id: command, .. } => {
+                        agent.at_work.remove(&command);
+                        if !agent.kept.contains_key(&command) {
                             let outcome = Err(Fault::new(FaultKind::Cancelled, "aborted"));
                             agent.kept.insert(command, outcome.clone());
                             again.push((id.clone(), command, outcome));

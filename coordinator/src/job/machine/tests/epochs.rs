@@ -70,6 +70,25 @@ fn a_snapshot_that_completed_no_table_leaves_no_epoch_behind() {
 }
 
 #[test]
+fn a_command_that_never_reached_its_agent_is_not_waited_for_once_its_snapshot_is_lost() {
+    let mut world = World::new(Method::Snapshot);
+    world.half = Complete {
+        tables: 1,
+        sum: PART,
+    };
+    world.until(Work::OpenSource);
+    world.down(Side::Target);
+    world.end_one(Side::Source, 0, false);
+    assert!(world.job.is_running(Work::PrepareTarget));
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    world.run_on();
+    world.up(Side::Target);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
 fn a_target_that_was_away_is_told_to_stop_the_old_copy() {
     let mut world = in_mid_copy();
     world.down(Side::Target);
