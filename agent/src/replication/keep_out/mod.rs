@@ -11,9 +11,9 @@
 //! undone. An entry that outlives its trigger is of a table that others could write to.
 //!
 //! No trigger fires for a statement that rewrites values (`ALTER COLUMN .. TYPE .. USING`) or attaches a
-//! table with rows. So the entry also has the transactions that last altered the columns and the tables
-//! below, and goes only while both are the same. Keys that the job itself builds alter columns too: from then
-//! on a changed column counts only together with another file.
+//! table with rows. So the entry also has the transactions that last altered the columns, and the tables below,
+//! and goes only while both are the same. Keys that the job itself builds alter columns too: from then on a
+//! changed column counts only together with another file.
 
 mod notes;
 
@@ -24,8 +24,8 @@ use steep_protocol::message::facts::{Finding, Listed};
 use steep_protocol::{Fault, FaultKind, JobId, Retry, TableName};
 use tokio_postgres::error::SqlState;
 
-pub(crate) use self::notes::{held, hold};
-use self::notes::{note, sound};
+pub(crate) use self::notes::held;
+use self::notes::{judged, note};
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::pg::PgError;
@@ -306,14 +306,16 @@ fn removal(job: JobId, triggers: &[Set], notes: Notes) -> String {
             .map(|set| set.relation.to_string())
             .collect();
         // Looks up each note by its key, whatever the planner thinks of a table that was filled just now.
+        let noted = format!(
+            "SELECT g.* FROM unnest(ARRAY[{}]::oid[]) AS n (relation) CROSS JOIN LATERAL (
+                SELECT a.ctid AS place, a.* FROM steep_repl.guards a
+                WHERE a.job = '{job}' AND a.relation = n.relation OFFSET 0) AS g",
+            oids.join(", ")
+        );
         sql.push_str(&format!(
-            "DELETE FROM steep_repl.guards WHERE ctid = ANY (ARRAY(
-                SELECT g.ctid FROM unnest(ARRAY[{}]::oid[]) AS n (oid) CROSS JOIN LATERAL (
-                    SELECT a.ctid, a.* FROM steep_repl.guards a WHERE a.job = '{job}' AND a.relation = n.oid
-                    OFFSET 0) AS g
-                JOIN pg_trigger t ON {}));\n",
-            oids.join(", "),
-            sound()
+            "{} DELETE FROM steep_repl.guards
+            WHERE ctid = ANY (ARRAY(SELECT place FROM judged WHERE change IS NULL));\n",
+            judged(&noted)
         ));
     }
     let drops = triggers

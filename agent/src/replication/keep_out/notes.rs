@@ -9,17 +9,23 @@ use crate::node::job_records;
 /// Notes the triggers that this transaction has set on the tables `$2`, and what these tables are like.
 pub(super) fn note() -> String {
     format!(
-        "INSERT INTO steep_repl.guards
+        "WITH RECURSIVE named AS MATERIALIZED (
+            SELECT name::regclass::oid AS relation FROM unnest($2::text[]) AS n (name)
+        ), {}
+        INSERT INTO steep_repl.guards
             (job, relation, trigger_oid, set_by, schema_name, table_name, columns, below)
-        SELECT $1, c.oid, t.oid, t.xmin, n.nspname, c.relname, {}, {}
-        FROM unnest($2::text[]) AS g (name) JOIN pg_class c ON c.oid = g.name::regclass
+        SELECT $1, c.oid, t.oid, t.xmin, n.nspname, c.relname, {},
+            coalesce(b.relations, '{{}}')
+        FROM named g JOIN pg_class c ON c.oid = g.relation
         JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = $3
+        LEFT JOIN (SELECT top, array_agg(relation) AS relations FROM below GROUP BY top) AS b
+            ON b.top = c.oid
         ON CONFLICT (job, relation) DO UPDATE SET trigger_oid = excluded.trigger_oid,
             set_by = excluded.set_by, columns = excluded.columns, below = excluded.below,
             filenode = NULL",
-        columns("c.oid"),
-        below("c.oid")
+        below("named"),
+        columns("c.oid")
     )
 }
 
@@ -31,41 +37,44 @@ fn columns(relation: &str) -> String {
     )
 }
 
-/// The tables below `relation`, at any depth. Looked up by index, whatever the planner expects.
-fn below(relation: &str) -> String {
+/// All tables below those of `tops`, at any depth, in one walk: one for each would read the catalog anew each
+/// time.
+fn below(tops: &str) -> String {
     format!(
-        "ARRAY(WITH RECURSIVE below AS (
-                SELECT i.inhrelid AS oid FROM pg_inherits i WHERE i.inhparent = {relation}
-                UNION SELECT d.inhrelid FROM below b CROSS JOIN LATERAL (
-                    SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = b.oid OFFSET 0) AS d
-            ) SELECT oid FROM below ORDER BY oid)"
+        "below (top, relation) AS (
+            SELECT t.relation, i.inhrelid FROM {tops} t JOIN pg_inherits i ON i.inhparent = t.relation
+            UNION SELECT b.top, i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.relation
+        )"
     )
 }
 
-/// Whether other tables are below that of the guard `g`. Older agents have noted nothing.
-fn regrouped() -> String {
-    format!("(g.below <> {})", below("g.relation"))
-}
-
-/// Whether values in the table of the guard `g` may have been rewritten.
-fn rewritten() -> String {
+/// Judges the guards that `noted` selects: `judged` has each and its [`Change`], NULL if there is none.
+/// A table that came to be below another one counts once it has rows: partition managers make empty ones.
+pub(super) fn judged(noted: &str) -> String {
     format!(
-        "(g.columns <> {} AND g.filenode IS DISTINCT FROM
-            (SELECT f.relfilenode FROM pg_class f WHERE f.oid = g.relation))",
-        columns("g.relation")
-    )
-}
-
-/// Whether the trigger `t` is as noted in `g`, and of the table that rows are loaded into.
-const SET: &str = "t.oid = g.trigger_oid AND t.tgrelid = g.relation AND t.xmin = g.set_by
-    AND g.relation = to_regclass(format('%I.%I', g.schema_name, g.table_name))";
-
-/// Whether trigger `t` and table are as noted in `g`.
-pub(super) fn sound() -> String {
-    format!(
-        "{SET} AND {} IS NOT TRUE AND {} IS NOT TRUE",
-        regrouped(),
-        rewritten()
+        "WITH RECURSIVE noted AS MATERIALIZED ({noted}), {},
+        known (top, relation) AS (SELECT relation, unnest(below) FROM noted),
+        regrouped (relation) AS (
+            SELECT top FROM (SELECT * FROM known EXCEPT SELECT * FROM below) AS gone
+            UNION SELECT new.top FROM (SELECT * FROM below EXCEPT SELECT * FROM known) AS new
+                JOIN noted n ON n.relation = new.top AND n.below IS NOT NULL
+                JOIN pg_class c ON c.oid = new.relation
+                WHERE c.relkind <> 'r' AND c.relkind <> 'p' OR pg_relation_size(c.oid) > 0
+        ),
+        judged AS MATERIALIZED (
+            SELECT n.relation, n.schema_name, n.table_name, n.place, CASE
+                WHEN n.relation IN (SELECT relation FROM regrouped) THEN 2
+                WHEN n.columns <> {} AND n.filenode IS DISTINCT FROM c.relfilenode THEN 1
+                WHEN t.oid IS NULL THEN 0
+            END AS change
+            FROM noted n
+            LEFT JOIN pg_class c ON c.oid = n.relation
+            LEFT JOIN pg_trigger t ON t.oid = n.trigger_oid AND t.tgrelid = n.relation
+                AND t.xmin = n.set_by
+                AND n.relation = to_regclass(format('%I.%I', n.schema_name, n.table_name))
+        )",
+        below("noted"),
+        columns("n.relation")
     )
 }
 
@@ -74,39 +83,17 @@ pub(crate) async fn held(conn: &Conn, job: JobId) -> Result<(), Fault> {
     if !job_records::notes_guards(conn).await? {
         return Ok(());
     }
-    let sql = format!("{} WHERE g.job = $1 ORDER BY 1, 2", changed());
-    unbroken(conn, job, &sql).await
-}
-
-/// As [`held`], while the guards are there and all rows are. Notes the files that these are in.
-pub(crate) async fn hold(conn: &Conn, job: JobId) -> Result<(), Fault> {
-    if !job_records::notes_guards(conn).await? {
-        return Ok(());
-    }
+    // What is sound now has all rows: keys that the job builds on it alter columns, but leave the file.
     let sql = format!(
-        "WITH sound AS MATERIALIZED (
-            SELECT g.relation FROM steep_repl.guards g JOIN pg_trigger t ON {}
-            WHERE g.job = $1
-        ), noted AS (
+        "{}, sound AS (
             UPDATE steep_repl.guards g SET filenode = c.relfilenode
-            FROM sound s JOIN pg_class c ON c.oid = s.relation
-            WHERE g.job = $1 AND g.relation = s.relation AND g.filenode IS NULL
+            FROM judged j JOIN pg_class c ON c.oid = j.relation
+            WHERE g.ctid = j.place AND j.change IS NULL AND g.filenode IS NULL
         )
-        {} WHERE g.job = $1 AND g.relation NOT IN (SELECT relation FROM sound) ORDER BY 1, 2",
-        sound(),
-        changed()
+        SELECT schema_name, table_name, change FROM judged WHERE change IS NOT NULL ORDER BY 1, 2",
+        judged("SELECT g.ctid AS place, g.* FROM steep_repl.guards g WHERE g.job = $1")
     );
     unbroken(conn, job, &sql).await
-}
-
-/// Guards, and what was done to their tables, in the order of [`Change`].
-fn changed() -> String {
-    format!(
-        "SELECT g.schema_name, g.table_name, CASE WHEN {} THEN 2 WHEN {} THEN 1 ELSE 0 END
-        FROM steep_repl.guards g",
-        regrouped(),
-        rewritten()
-    )
 }
 
 /// What others have done to a guarded table.
