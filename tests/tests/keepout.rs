@@ -320,7 +320,7 @@ fn an_owner_who_rewrites_rows_or_attaches_others_while_they_are_loaded_is_notice
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql(TABLES)?;
     source.sql(PARTITIONED)?;
-    let rewrite = "ALTER TABLE small ALTER body TYPE text USING 'evil' || body";
+    let rewrite = "ALTER TABLE public.small ALTER body TYPE text USING 'evil' || body";
     let altered = ["target_changed", "altered columns", "public.small"];
     for (statement, words) in [
         (rewrite, altered),
@@ -364,7 +364,9 @@ fn an_owner_who_rewrites_rows_or_attaches_others_while_they_are_loaded_is_notice
     cluster.init(&SLOWLY)?.expect(0)?;
     cluster.wait_copying("node_b")?;
     target.sql("CREATE TABLE root_2 PARTITION OF root FOR VALUES FROM (100000) TO (200000)")?;
-    cluster.cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?.expect(0)?;
+    cluster
+        .cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?
+        .expect(0)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
     compare::rows_except(&source, &target, &["public.root_2"])?.none()?;
     let agent = cluster.node("node_b").agent().context("an agent")?;

@@ -306,11 +306,9 @@ impl World {
                     }
                     CoordinatorMessage::Abort { id: command, .. } => {
                         agent.at_work.remove(&command);
-                        if !agent.kept.contains_key(&command) {
-                            let outcome = Err(Fault::new(FaultKind::Cancelled, "aborted"));
-                            agent.kept.insert(command, outcome.clone());
-                            again.push((id.clone(), command, outcome));
-                        }
+                        let aborted = || Err(Fault::new(FaultKind::Cancelled, "aborted"));
+                        let outcome = agent.kept.entry(command).or_insert_with(aborted);
+                        again.push((id.clone(), command, outcome.clone()));
                     }
                     CoordinatorMessage::Forget { id } => {
                         agent.kept.remove(&id);
