@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const MORE: u32 = 4;
 
 /// A cluster whose job has completed a table, and has others to copy. Rows change all the time.
-fn in_mid_copy() -> Result<(Cluster, Load)> {
+fn in_mid_copy(method: &str) -> Result<(Cluster, Load)> {
     let cluster = Cluster::pair()?;
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
@@ -36,8 +36,17 @@ fn in_mid_copy() -> Result<(Cluster, Load)> {
          INSERT INTO parted SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 100100) AS g",
     )?;
     let load = load(&cluster)?;
-    let slowly = ["--detach", "--parallel", "1", "--max-rate", "5MB"];
-    cluster.init(&slowly)?.expect(0)?;
+    let slowly = [
+        "--detach",
+        "--parallel",
+        "1",
+        "--max-rate",
+        "5MB",
+        "--method",
+    ];
+    cluster
+        .init(&[&slowly[..], &[method]].concat())?
+        .expect(0)?;
     wait::until_true("two tables to be complete", LIMIT, || {
         Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(1))
     })?;
@@ -109,7 +118,7 @@ fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
 #[test]
 fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_has_all()
 -> Result<()> {
-    let (mut cluster, before) = in_mid_copy()?;
+    let (mut cluster, before) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(before);
     // What was kept is in the coordinator's store.
@@ -133,8 +142,33 @@ fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_
 }
 
 #[test]
+fn complete_tables_stay_when_a_spool_is_lost_and_what_it_was_made_from_is_folded_too() -> Result<()>
+{
+    let (mut cluster, load) = in_mid_copy("two-phase")?;
+    let sealed = |one: &Value| one["state"] == "sealed";
+    wait::until_true("the spool to be complete", LIMIT, || {
+        let listed = cluster.cli(&["snapshot", "list", "--json"])?.expect(0)?;
+        Ok(listed.last_object()?["snapshots"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(sealed)))
+    })?;
+    cluster.stop_agent("node_a")?;
+    std::fs::remove_dir_all(cluster.dir().join("agent-node_a").join("spool"))?;
+    cluster.start_agent("node_a")?;
+    wait::until_true("another epoch to begin", LIMIT, || {
+        Ok(events(&cluster, "epoch.started")?.len() == 1)
+    })?;
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "epoch.folded")?.len(), 1);
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    let notes = "SELECT count(*) FROM steep_repl.init_slots";
+    assert_eq!(cluster.database("node_a").value::<u32>(notes)?, 0);
+    Ok(())
+}
+
+#[test]
 fn a_table_with_an_open_writer_is_moved_once_that_has_ended_whoever_dies_meanwhile() -> Result<()> {
-    let (mut cluster, before) = in_mid_copy()?;
+    let (mut cluster, before) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(before);
     cluster.wait_phase("node_b", "copy")?;
@@ -167,7 +201,7 @@ fn waits_for_the_writer(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn complete_tables_stay_when_the_agent_of_the_source_is_stopped() -> Result<()> {
-    let (mut cluster, load) = in_mid_copy()?;
+    let (mut cluster, load) = in_mid_copy("snapshot")?;
     assert_eq!(cluster.stop_agent("node_a")?.code(), Some(0));
     cluster.start_agent("node_a")?;
     ends_like_any_other(&cluster, load)?;
@@ -178,7 +212,7 @@ fn complete_tables_stay_when_the_agent_of_the_source_is_stopped() -> Result<()> 
 
 #[test]
 fn a_cancel_after_two_lost_snapshots_leaves_nothing() -> Result<()> {
-    let (mut cluster, load) = in_mid_copy()?;
+    let (mut cluster, load) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(load);
     let complete = cluster.progress("node_b")?["tables_completed"].as_u64();

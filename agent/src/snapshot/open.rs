@@ -106,6 +106,18 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
+    for epoch in &request.earlier {
+        // A snapshot that was lost goes with its template a moment later.
+        if slot::is_shared(&admin, &epoch.replication)
+            .await
+            .map_err(fault)?
+        {
+            let name = epoch.replication.name();
+            let text = format!("the publication {name} still belongs to other slots");
+            let fault = Fault::new(FaultKind::Failed, text).on(&task.node);
+            return Err(fault.retry(Retry::Backoff));
+        }
+    }
     (epochs::narrow(&admin, &task.cancel, request).await).map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;

@@ -54,7 +54,10 @@ impl Turn {
             JobEvent::SpoolLost { fault } => {
                 self.job.attempt.sealed = false;
                 if self.needs_snapshot(kept.step) {
-                    return self.keep_no_longer(&kept, &fault.message);
+                    if !self.keeps_tables(kept.step) {
+                        return self.keep_no_longer(&kept, &fault.message);
+                    }
+                    self.part_with_snapshot(&mut kept, fault);
                 }
             }
             JobEvent::SnapshotLost => {

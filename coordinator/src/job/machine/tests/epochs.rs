@@ -1,7 +1,10 @@
 //! A job whose snapshot was lost goes on with another one.
 
 use super::*;
+use steep_protocol::SnapshotId;
+
 use crate::job::retry::RESTARTS_MAX;
+use crate::job::{Company, Spooling};
 
 /// A job in mid-copy with a complete table.
 fn in_mid_copy() -> World {
@@ -38,7 +41,12 @@ fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
     world.end_one(Side::Source, 0, false);
     assert!(!world.work_of(Side::Target).contains(&Work::PrepareTarget));
     world.until(Work::Fold);
-    let earlier: Vec<JobId> = world.job.earlier.iter().map(|epoch| epoch.id).collect();
+    let earlier: Vec<JobId> = world
+        .job
+        .earlier
+        .iter()
+        .map(|epoch| epoch.replication.id)
+        .collect();
     assert_eq!(earlier, [first.id]);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
@@ -86,6 +94,28 @@ fn a_command_that_never_reached_its_agent_is_not_waited_for_once_its_snapshot_is
     world.up(Side::Target);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_snapshot_that_others_share_costs_all_and_one_that_is_its_own_only_what_had_begun() {
+    for (company, kept) in [(Company::Alone, 1), (Company::Others, 0)] {
+        let mut world = in_mid_copy();
+        world.job.shared = Some(SnapshotId(70));
+        world.job.spooling = Spooling::Spooled;
+        world.job.company = company;
+        let shared = world.job.replication();
+        let fault = Fault::new(FaultKind::StoreDamaged, "the spool is gone");
+        world.apply(JobEvent::SpoolLost { fault }).unwrap();
+        assert_eq!(world.job.kept.tables, kept);
+        let again = matches!(world.job.stage, Stage::Ending(_));
+        assert_eq!(again, company == Company::Others);
+        if company == Company::Alone {
+            assert_eq!(world.job.earlier[0].replication, shared);
+            assert!(!world.job.spools() && world.job.snapshot().is_none());
+            world.run_on();
+            assert_eq!(world.finishes, [Finish::Synchronized]);
+        }
+    }
 }
 
 #[test]

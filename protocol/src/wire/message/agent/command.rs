@@ -272,20 +272,12 @@ pub enum RowsAs {
 
 /// A snapshot of a job that was lost before all was copied: the tables that were complete follow the source by a slot
 /// at its position, until they are folded into the present epoch's replication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EarlierEpoch {
-    /// What its publication, slot and subscription are named after.
-    pub id: JobId,
+    /// Its publication, slot and subscription.
+    pub replication: Replication,
     /// Its consistent point.
     pub lsn: Lsn,
-}
-
-impl EarlierEpoch {
-    /// Its publication, slot and subscription.
-    #[must_use]
-    pub fn replication(&self) -> Replication {
-        Replication::of(self.id)
-    }
 }
 
 /// Arguments of [`TargetCommand::Prepare`].
