@@ -18,7 +18,10 @@ const MORE: u32 = 4;
 
 /// A cluster whose job has completed a table, and has others to copy. Rows change all the time.
 fn in_mid_copy(method: &str) -> Result<(Cluster, Load)> {
-    let cluster = Cluster::pair()?;
+    begin(Cluster::pair()?, method)
+}
+
+fn begin(cluster: Cluster, method: &str) -> Result<(Cluster, Load)> {
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
     for n in 1..=MORE {
@@ -138,6 +141,33 @@ fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_
         .iter()
         .filter(|e| e["table"] == "public.pgbench_accounts");
     assert_eq!(large.count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_job_whose_source_stays_away_is_resumed_with_its_tables_and_says_what_it_reads_again()
+-> Result<()> {
+    let patience = Cluster::builder().coordinator_argument("--retry-for=2s");
+    let (mut cluster, load) = begin(patience.start()?, "snapshot")?;
+    drop(load);
+    cluster.node_mut("node_a").server_mut().stop()?;
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    cluster.node_mut("node_a").server_mut().restart()?;
+    let load = self::load(&cluster)?;
+    let preflight = cluster.init(&["--resume", "--dry-run"])?.expect(0)?.text();
+    for said in [
+        "resumed",
+        "are kept",
+        "under another snapshot",
+        "are read again",
+    ] {
+        assert!(preflight.contains(said), "{said}: {preflight}");
+    }
+    let end = cluster.init(&["--resume"])?.expect(0)?.last_object()?;
+    let lost = &end["lost_snapshots"];
+    assert!(lost[0]["tables"].as_u64() > Some(1), "{end}");
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
     Ok(())
 }
 

@@ -16,6 +16,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::EarlierEpoch;
+use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::job::{CancelledData, JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
@@ -80,6 +81,9 @@ pub struct Job {
     /// What was copied under them: whole tables.
     #[serde(default)]
     pub kept: Complete,
+    /// Snapshots that were lost; the last [`EPOCHS_MAX`].
+    #[serde(default)]
+    pub lost_snapshots: Vec<LostSnapshot>,
     /// Tables that the present epoch has to copy, after the first.
     #[serde(default)]
     pub unfinished: Vec<TableName>,
@@ -382,6 +386,7 @@ impl Job {
             shared: None,
             epoch: Epoch(0),
             earlier: Vec::new(),
+            lost_snapshots: Vec::new(),
             kept: Complete::default(),
             unfinished: Vec::new(),
             spooling: Spooling::default(),
