@@ -171,6 +171,81 @@ fn a_job_whose_source_stays_away_is_resumed_with_its_tables_and_says_what_it_rea
     Ok(())
 }
 
+/// Tables that have not been completed, the last to be copied first.
+fn begun_or_waiting(cluster: &Cluster) -> Result<Vec<String>> {
+    let progress = cluster.progress("node_b")?;
+    let tables = progress["tables"].as_array().context("tables")?;
+    let open = tables.iter().filter(|table| table["state"] != "completed");
+    let mut names: Vec<String> = open
+        .filter_map(|table| table["table"].as_str())
+        .filter(|name| name.starts_with("more_"))
+        .map(str::to_owned)
+        .collect();
+    names.sort_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+#[test]
+fn a_table_that_is_truncated_or_dropped_on_the_source_meanwhile_costs_no_complete_one() -> Result<()>
+{
+    let (cluster, load) = in_mid_copy("snapshot")?;
+    let source = cluster.database("node_a");
+    let open = begun_or_waiting(&cluster)?;
+    let (emptied, dropped) = (&open[0], &open[1]);
+    source.sql(&format!(
+        "TRUNCATE {emptied}; INSERT INTO {emptied} VALUES (1, 'later')"
+    ))?;
+    source.sql(&format!("DROP TABLE {dropped}"))?;
+    wait::until_true("another epoch to begin", LIMIT, || {
+        Ok(!events(&cluster, "epoch.started")?.is_empty())
+    })?;
+    let end = cluster.wait_state("node_b", &["failed", "synchronized"], LIMIT)?;
+    assert_eq!(end, "synchronized", "{:?}", cluster.node_view("node_b")?);
+    load.stop()?;
+    cluster.wait_drained("node_a")?;
+    let target = cluster.database("node_b");
+    compare::rows_except(&source, &target, &[&format!("public.{dropped}")])?.none()?;
+    assert_eq!(
+        target.value::<u32>(&format!("SELECT count(*) FROM {dropped}"))?,
+        0
+    );
+    let report = cluster
+        .cli(&["status", "node_b", "--last-report"])?
+        .expect(0)?
+        .text();
+    assert!(
+        report.contains("table_gone") && report.contains(dropped.as_str()),
+        "{report}"
+    );
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
+}
+
+#[test]
+fn a_table_that_is_altered_on_the_source_meanwhile_is_altered_here_and_the_job_resumed()
+-> Result<()> {
+    let (cluster, load) = in_mid_copy("snapshot")?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let altered = &begun_or_waiting(&cluster)?[0];
+    let alter = format!("ALTER TABLE {altered} ADD COLUMN added integer NOT NULL DEFAULT 7");
+    source.sql(&alter)?;
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    let report = cluster
+        .cli(&["status", "node_b", "--last-report"])?
+        .expect(0)?
+        .text();
+    for said in ["altered on the source", altered, "added", "--resume"] {
+        assert!(report.contains(said), "{said}: {report}");
+    }
+    let again = cluster.init(&["--resume"])?;
+    assert_eq!(again.code, 3, "{again}");
+    target.sql(&alter)?;
+    cluster.init(&["--resume"])?.expect(0)?;
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
+}
+
 #[test]
 fn complete_tables_stay_when_a_spool_is_lost_and_what_it_was_made_from_is_folded_too() -> Result<()>
 {

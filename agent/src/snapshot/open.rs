@@ -50,6 +50,7 @@ pub(crate) struct OpenSnapshot {
     node: NodeId,
     job: JobId,
     epoch: Epoch,
+    restarts: u8,
     conninfo: Conninfo,
     server_version: u32,
     encoding: String,
@@ -211,6 +212,7 @@ async fn attempt_open(
         node: task.node.clone(),
         job: task.job,
         epoch: request.epoch,
+        restarts: request.restarts,
         conninfo: admin.conninfo().clone(),
         server_version: admin.server_version(),
         encoding: admin.server_encoding().to_owned(),
@@ -355,6 +357,11 @@ impl OpenSnapshot {
     /// Which of its job's snapshots it is.
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Whether this is the snapshot that the request asks for.
+    pub(crate) fn is_of(&self, request: &OpenSource) -> bool {
+        (self.epoch, self.restarts) == (request.epoch, request.restarts)
     }
 
     /// When the consistent point was taken.

@@ -87,6 +87,21 @@ pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> 
         Err(error) => return Err(conn.fault(&error)),
     }
     let tables = tables(conn, job).await?;
+    set_on(conn, job, &tables).await
+}
+
+/// Guards some of the job's tables anew, which were emptied and are loaded again.
+pub(crate) async fn set_again(
+    conn: &Conn,
+    job: JobId,
+    emptied: &HashSet<&TableName>,
+) -> Result<Vec<Finding>, Fault> {
+    let mut tables = tables(conn, job).await?;
+    tables.retain(|table| emptied.contains(&table.name));
+    set_on(conn, job, &tables).await
+}
+
+async fn set_on(conn: &Conn, job: JobId, tables: &[Guarded]) -> Result<Vec<Finding>, Fault> {
     let (mut written, mut open) = (Vec::new(), Vec::new());
     let mut why = String::new();
     for batch in tables.chunks(BATCH) {

@@ -379,6 +379,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             target: spec.source.clone(),
             filter: spec.filter.clone(),
             epoch: Epoch(0),
+            restarts: 0,
             unfinished: Vec::new(),
             earlier: Vec::new(),
             export: Export::SlotAndSnapshot,

@@ -97,6 +97,20 @@ fn a_command_that_never_reached_its_agent_is_not_waited_for_once_its_snapshot_is
 }
 
 #[test]
+fn a_table_that_changed_on_the_source_costs_no_complete_one() {
+    let mut world = in_mid_copy();
+    let side = Work::Copy.side();
+    let at = world.work_of(side).iter().position(|w| *w == Work::Copy);
+    let fault = Fault::new(FaultKind::SourceChanged, "table t was truncated");
+    world.end_with(side, at.unwrap(), Some(fault));
+    assert_eq!((world.job.kept.tables, world.job.epoch.0), (1, 1));
+    assert_eq!(opened(&world), 2);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!cleaned(&world));
+}
+
+#[test]
 fn a_snapshot_that_others_share_costs_all_and_one_that_is_its_own_only_what_had_begun() {
     for (company, kept) in [(Company::Alone, 1), (Company::Others, 0)] {
         let mut world = in_mid_copy();
@@ -217,6 +231,26 @@ fn a_job_whose_source_stays_away_keeps_its_tables() {
     world.kill(Side::Source);
     world.up(Side::Source);
     world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_later_snapshot_that_cannot_be_used_is_closed_and_another_is_taken_by_a_resume() {
+    let mut world = in_mid_copy();
+    world.lose_snapshot();
+    world.until(Work::PrepareTarget);
+    let at = world
+        .work_of(Side::Target)
+        .iter()
+        .position(|w| *w == Work::PrepareTarget);
+    let fault = Fault::new(FaultKind::SchemaMismatch, "table t was altered");
+    world.end_with(Side::Target, at.unwrap(), Some(fault));
+    assert!(world.job.kept_until().is_some());
+    world.run_on();
+    assert!(!world.agent(Side::Source).snapshot, "it is still held open");
+    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    assert_eq!(opened(&world), 3);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }

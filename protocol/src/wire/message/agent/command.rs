@@ -243,6 +243,8 @@ pub struct OpenSource {
     pub filter: TableFilter,
     /// Which of the job's snapshots this is.
     pub epoch: Epoch,
+    /// How often the job has taken another snapshot: one that is open from before is closed.
+    pub restarts: u8,
     /// After the first epoch, the tables that are still to be copied; they leave the earlier epochs' publications.
     pub unfinished: Vec<TableName>,
     /// The earlier epochs.
@@ -287,6 +289,8 @@ pub struct PrepareTarget {
     pub source: PeerAddress,
     /// The snapshot of the plan. After the first, the schema is there, and the plan's tables are emptied.
     pub epoch: Epoch,
+    /// After the first epoch, the tables that were to be copied.
+    pub unfinished: Vec<TableName>,
     /// The tables.
     pub filter: TableFilter,
     /// What to do about existing rows.
