@@ -81,6 +81,8 @@ fn crash_the_source(cluster: &mut Cluster, times: usize) -> Result<()> {
 
 /// Synchronized, equal, and replicated like any other node.
 fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
+    // The rest need not be slow, if it is still being copied.
+    cluster.cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?;
     let states = ["failed", "synchronized"];
     let state = cluster.wait_state("node_b", &states, LIMIT)?;
     let view = cluster.node_view("node_b")?;

@@ -353,6 +353,12 @@ fn spooled(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// The rest of the copy need not be slow.
+fn unlimited(cluster: &Cluster) -> Result<()> {
+    let adjust = ["init", "adjust", "--node", "node_b", "--max-rate", "none"];
+    cluster.cli(&adjust)?.expect(0).map(drop)
+}
+
 #[test]
 fn a_database_with_a_large_table_is_spooled_and_rows_flow_from_there_without_its_server()
 -> Result<()> {
@@ -379,6 +385,7 @@ fn a_database_with_a_large_table_is_spooled_and_rows_flow_from_there_without_its
     cluster.node_mut("node_a").server_mut().restart()?;
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
+    unlimited(&cluster)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT * 2)?;
     compare::rows(&source, &cluster.database("node_b"))?.none()?;
     read_once(&cluster, 0)
@@ -399,6 +406,7 @@ fn a_spool_that_is_damaged_or_gone_is_read_anew_by_itself() -> Result<()> {
     })?;
     let sealed = |one: &Value| one["snapshot_id"] == first && one["state"] == "sealed";
     assert!(!snapshots(&cluster)?.iter().any(sealed));
+    unlimited(&cluster)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT * 2)?;
     compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none()?;
     assert!(!coordinator.events("snapshot.lost")?.is_empty());
