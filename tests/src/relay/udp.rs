@@ -121,14 +121,13 @@ impl Listener {
         std::thread::spawn(move || {
             let mut way = Way::new(Arc::clone(&shared), seed);
             let mut buffer = vec![0; DATAGRAM_MAX];
-            let mut heard = Instant::now();
-            while !shared.read().stopped && heard.elapsed() < SILENCE {
+            // Until the listener forgets the caller, however long the target is silent.
+            while !shared.read().stopped && Arc::strong_count(&answers) > 1 {
                 let Ok(length) = answers.recv(&mut buffer) else {
                     // An error is repeated at once, a time-out is not.
                     std::thread::sleep(Duration::from_millis(1));
                     continue;
                 };
-                heard = Instant::now();
                 way.pass(&buffer[..length], |datagram| {
                     drop(back.send_to(datagram, caller));
                 });
