@@ -19,7 +19,7 @@ const SUMS: &str = include_str!("sql/sums.sql");
 
 /// Connections, and transactions a second over all of them.
 const CLIENTS: &str = "4";
-const RATE: &str = "300";
+const RATE: &str = "200";
 
 /// Between the end of a pgbench and the next one.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -70,7 +70,7 @@ pub(super) fn run(world: &mut World, round: &Round) -> Result<Outcome> {
             run.strike(*strike)?;
         }
     }
-    let (end, transactions) = judge::end(run.world, round.method, &mut run.ledger)?;
+    let (end, transactions) = judge::end(run.world, round, &mut run.ledger)?;
     Ok(Outcome {
         end,
         struck: run.struck,

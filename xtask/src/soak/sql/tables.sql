@@ -17,8 +17,9 @@ CREATE TABLE soak.entry (
 );
 CREATE INDEX entry_account ON soak.entry (account);
 
--- No key, and rows that equal others.
+-- No key, and rows that equal others. Without the index, applying a change would read all that vacuum has left.
 CREATE TABLE soak.loose (slot integer NOT NULL, amount bigint NOT NULL);
+CREATE INDEX loose_slot ON soak.loose (slot);
 ALTER TABLE soak.loose REPLICA IDENTITY FULL;
 INSERT INTO soak.loose SELECT n, 0 FROM generate_series(1, 200) AS n;
 
