@@ -12,7 +12,8 @@ use steep_tests::{compare, residue, wait};
 
 use super::ledger::Ledger;
 use super::load;
-use super::plan::{Method, Round, Strike};
+use super::plan::{Method, Round};
+use super::rounds;
 use super::watch::{self, Position};
 use super::world::{SOURCE, World};
 
@@ -24,10 +25,6 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// The follower learns of the end within this time.
 const FOLLOWER_LIMIT: Duration = Duration::from_secs(90);
-
-/// How long it surely dials a coordinator that is away, and its exit code after that.
-const DIALS_FOR: Duration = Duration::from_secs(40);
-const CANNOT_CONNECT: i32 = 6;
 
 /// How often a failed job is resumed.
 const RESUMES_MAX: u32 = 2;
@@ -66,7 +63,7 @@ pub(super) fn end(world: &mut World, round: &Round, ledger: &mut Ledger) -> Resu
     for target in method.targets() {
         end = end.max(synchronized(world, target, method, ledger)?);
     }
-    followed(world, round, end)?;
+    followed(world, end)?;
     let load = world.load.take().context("the load runs")?;
     let transactions = load.stop()?;
     world.cluster.wait_drained(SOURCE)?;
@@ -107,19 +104,24 @@ fn synchronized(world: &World, target: &str, method: Method, ledger: &mut Ledger
         let cause = view["error_message"].as_str().unwrap_or_default();
         ensure!(!cause.is_empty(), "{target} failed without a cause: {view}");
         eprintln!("  {target} failed: {cause}");
-        let mut command = vec!["init", target, "--from", SOURCE, "--yes", "--detach"];
-        if view["kept_until"].is_null() {
+        let command = if view["kept_until"].is_null() {
             let phase = last_phase(world, target);
             ensure!(
-                phase == "preflight" && method != Method::Stored,
+                phase == "preflight",
                 "{target} failed in phase {phase} and keeps nothing to resume from: {view}"
             );
             end = End::Refused;
+            rounds::job(world, method, &[target])
         } else {
-            command.push("--resume");
             end = end.max(End::Resumed);
-        }
-        world.cluster.cli(&command)?.expect(0)?;
+            let resume = [
+                "init", target, "--from", SOURCE, "--yes", "--json", "--resume",
+            ];
+            resume.map(str::to_owned).to_vec()
+        };
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        // How it ends is seen below.
+        world.cluster.cli(&words)?;
     }
     bail!("{target} failed again after {RESUMES_MAX} attempts to resume it")
 }
@@ -154,18 +156,14 @@ fn last_phase(world: &World, target: &str) -> String {
         .unwrap_or_default()
 }
 
-/// The command that follows the job, if it was not ended, reports the same end. It dials a coordinator that
-/// is away for a minute.
-fn followed(world: &mut World, round: &Round, end: End) -> Result<()> {
+/// The command that follows the job, if it was not ended, reports the same end.
+fn followed(world: &mut World, end: End) -> Result<()> {
     let Some(follower) = world.follower.take() else {
         return Ok(());
     };
     let done = follower.finish(FOLLOWER_LIMIT)?;
-    let away = |strike: &Strike| strike.fault.hides_status() && strike.away > DIALS_FOR;
-    let excused =
-        end != End::Synchronized || done.code == CANNOT_CONNECT && round.strikes.iter().any(away);
     ensure!(
-        done.code == 0 || excused,
+        done.code == 0 || end != End::Synchronized,
         "the command that follows the job did not see its end: {done}"
     );
     Ok(())

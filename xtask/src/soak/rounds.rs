@@ -80,6 +80,22 @@ pub(super) fn run(world: &mut World, round: &Round) -> Result<Outcome> {
     })
 }
 
+/// The command that makes these targets, and follows their jobs.
+pub(super) fn job(world: &World, method: Method, targets: &[&str]) -> Vec<String> {
+    let stored = world.dir.join("stored").display().to_string();
+    let mut command = match method {
+        Method::Stored => vec!["snapshot", "apply", "--input", &stored, "--target"],
+        Method::TwoPhase => vec!["init", "--from", SOURCE, "--method", "two-phase"],
+        Method::Live | Method::Several | Method::Again => vec!["init", "--from", SOURCE],
+    };
+    command.extend(targets);
+    if method != Method::Stored {
+        command.extend(["--large-table-threshold", "1MB"]);
+    }
+    command.extend(["--max-rate", RATE, "--yes", "--json"]);
+    command.into_iter().map(str::to_owned).collect()
+}
+
 impl Run<'_> {
     /// Starts the job, after what comes before it.
     fn begin(&mut self) -> Result<()> {
@@ -95,28 +111,9 @@ impl Run<'_> {
     }
 
     fn start_job(&self) -> Result<Running> {
-        let targets = self.round.method.targets();
-        let mut arguments = match self.round.method {
-            Method::Stored => vec!["snapshot", "apply", "--input", "stored"],
-            _ => vec!["init", "--from", SOURCE, "--large-table-threshold", "1MB"],
-        };
-        match self.round.method {
-            Method::Stored => arguments.extend(["--target", TARGET]),
-            Method::TwoPhase => arguments.extend(["--method", "two-phase"]),
-            Method::Live | Method::Several | Method::Again => {}
-        }
-        let stored = self.world.dir.join("stored");
-        let stored = stored.to_str().context("UTF-8")?;
-        for argument in &mut arguments {
-            if *argument == "stored" {
-                *argument = stored;
-            }
-        }
-        arguments.extend(["--max-rate", RATE, "--yes", "--json"]);
-        if self.round.method != Method::Stored {
-            arguments.extend(targets);
-        }
-        self.world.cluster.cli_spawn(&arguments)
+        let command = job(self.world, self.round.method, self.round.method.targets());
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        self.world.cluster.cli_spawn(&words)
     }
 
     /// Stores a snapshot, which has to succeed whatever strikes it.

@@ -14,8 +14,8 @@ use super::world::{TARGET, World};
 /// A phase begins within this time after the one before, or the job hangs.
 const PHASE_LIMIT: Duration = Duration::from_secs(300);
 
-/// What share of the bytes is copied when the copy is late.
-const LATE: f64 = 0.55;
+/// The copy is late once this table is complete: one of the same size is still to come.
+const FIRST: &str = "soak.large";
 
 /// How far the coordinator's log has been read, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,7 +73,12 @@ fn begins(line: &Value, phase: Phase) -> bool {
         Phase::Storing => line["event"] == "snapshot.opened",
         Phase::Preparing => begun("snapshot"),
         Phase::Schema => begun("schema"),
-        Phase::Cancelling | Phase::CopyingEarly | Phase::CopyingLate => begun("copy"),
+        Phase::Cancelling | Phase::CopyingEarly => begun("copy"),
+        Phase::CopyingLate => {
+            line["event"] == "init.table_complete"
+                && line["node_id"] == TARGET
+                && line["table"] == FIRST
+        }
         Phase::Indexing => begun("indexes"),
         Phase::Subscribing => begun("subscribe"),
         Phase::CatchingUp | Phase::Folding => begun("catch_up"),
@@ -93,10 +98,6 @@ fn ends(line: &Value, phase: Phase) -> bool {
 /// What the coordinator's log does not show.
 fn is_there(world: &World, phase: Phase) -> bool {
     match phase {
-        Phase::CopyingLate => world.cluster.progress(TARGET).is_ok_and(|progress| {
-            let bytes = |key: &str| progress[key].as_f64().unwrap_or_default();
-            bytes("bytes_copied") > LATE * bytes("bytes_total").max(1.0)
-        }),
         Phase::Folding => {
             let log = lines(&world.agent_log(TARGET), Position::default());
             let folds =

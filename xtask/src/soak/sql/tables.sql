@@ -37,14 +37,16 @@ CREATE TABLE soak.parted_3 PARTITION OF soak.parted FOR VALUES IN (3);
 CREATE TABLE soak.parted_4 PARTITION OF soak.parted FOR VALUES IN (4);
 INSERT INTO soak.parted SELECT n, 1 + n % 4, 0, repeat(md5(n::text), 4) FROM generate_series(1, 8000) AS n;
 
--- Copied in many parts.
+-- Copied in many parts, one after the other: the first is complete before the copy is.
 CREATE TABLE soak.large (
     id integer PRIMARY KEY,
     amount bigint NOT NULL,
     body text NOT NULL
 );
-INSERT INTO soak.large SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 24000) AS n;
+INSERT INTO soak.large SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 14000) AS n;
 CREATE INDEX large_amount ON soak.large (amount);
+CREATE TABLE soak.wide (id integer PRIMARY KEY, amount bigint NOT NULL, body text NOT NULL);
+INSERT INTO soak.wide SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 10000) AS n;
 
 -- Small tables: rows of each are deleted and come back.
 SELECT format('CREATE TABLE soak.small_%1$s (id integer PRIMARY KEY, amount bigint NOT NULL);
