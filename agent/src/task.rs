@@ -52,7 +52,7 @@ impl Task {
     /// The same for an earlier epoch's slot, publication and subscription.
     pub(crate) fn of(&self, epoch: EarlierEpoch) -> Self {
         Self {
-            replication: epoch.replication(),
+            replication: epoch.replication,
             ..self.clone()
         }
     }

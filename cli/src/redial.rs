@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::failure::Failure;
 
-/// How long a command tries to reconnect before it gives up.
-const DIAL_FOR: Duration = Duration::from_secs(60);
+/// How long a command tries to reconnect before it gives up: as long as a restart of the coordinator's machine may take.
+const DIAL_FOR: Duration = Duration::from_secs(600);
 
 /// The pause between two attempts.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_absence_is_waited_for_a_minute_and_a_refusal_not_at_all() {
+    async fn an_absence_is_waited_for_ten_minutes_and_a_refusal_not_at_all() {
         let away = || Failure::new(FaultKind::Unreachable, "nobody answers");
         let mut redial = Redial::begin(away());
         let mut attempts = 0;
@@ -71,7 +71,7 @@ mod tests {
             again.wait().await;
             attempts += 1;
         }
-        assert_eq!(attempts, 60);
+        assert_eq!(attempts, 600);
         let mut redial = Redial::begin(away());
         let refused = Failure::new(FaultKind::Unauthorized, "not an operator");
         assert!(redial.failed(refused).is_err());

@@ -17,8 +17,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 const MORE: u32 = 4;
 
 /// A cluster whose job has completed a table, and has others to copy. Rows change all the time.
-fn in_mid_copy() -> Result<(Cluster, Load)> {
-    let cluster = Cluster::pair()?;
+fn in_mid_copy(method: &str) -> Result<(Cluster, Load)> {
+    begin(Cluster::pair()?, method)
+}
+
+fn begin(cluster: Cluster, method: &str) -> Result<(Cluster, Load)> {
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
     for n in 1..=MORE {
@@ -36,8 +39,17 @@ fn in_mid_copy() -> Result<(Cluster, Load)> {
          INSERT INTO parted SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 100100) AS g",
     )?;
     let load = load(&cluster)?;
-    let slowly = ["--detach", "--parallel", "1", "--max-rate", "5MB"];
-    cluster.init(&slowly)?.expect(0)?;
+    let slowly = [
+        "--detach",
+        "--parallel",
+        "1",
+        "--max-rate",
+        "5MB",
+        "--method",
+    ];
+    cluster
+        .init(&[&slowly[..], &[method]].concat())?
+        .expect(0)?;
     wait::until_true("two tables to be complete", LIMIT, || {
         Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(1))
     })?;
@@ -109,7 +121,7 @@ fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
 #[test]
 fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_has_all()
 -> Result<()> {
-    let (mut cluster, before) = in_mid_copy()?;
+    let (mut cluster, before) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(before);
     // What was kept is in the coordinator's store.
@@ -133,8 +145,135 @@ fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_
 }
 
 #[test]
+fn a_job_whose_source_stays_away_is_resumed_with_its_tables_and_says_what_it_reads_again()
+-> Result<()> {
+    let patience = Cluster::builder().coordinator_argument("--retry-for=2s");
+    let (mut cluster, load) = begin(patience.start()?, "snapshot")?;
+    drop(load);
+    cluster.node_mut("node_a").server_mut().stop()?;
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    cluster.node_mut("node_a").server_mut().restart()?;
+    let load = self::load(&cluster)?;
+    let preflight = cluster.init(&["--resume", "--dry-run"])?.expect(0)?.text();
+    for said in [
+        "resumed",
+        "are kept",
+        "under another snapshot",
+        "are read again",
+    ] {
+        assert!(preflight.contains(said), "{said}: {preflight}");
+    }
+    let end = cluster.init(&["--resume"])?.expect(0)?.last_object()?;
+    let lost = &end["lost_snapshots"];
+    assert!(lost[0]["tables"].as_u64() > Some(1), "{end}");
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
+}
+
+/// Tables that have not been completed, the last to be copied first.
+fn begun_or_waiting(cluster: &Cluster) -> Result<Vec<String>> {
+    let progress = cluster.progress("node_b")?;
+    let tables = progress["tables"].as_array().context("tables")?;
+    let open = tables.iter().filter(|table| table["state"] != "completed");
+    let mut names: Vec<String> = open
+        .filter_map(|table| table["table"].as_str())
+        .filter(|name| name.starts_with("more_"))
+        .map(str::to_owned)
+        .collect();
+    names.sort_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+#[test]
+fn a_table_that_is_truncated_or_dropped_on_the_source_meanwhile_costs_no_complete_one() -> Result<()>
+{
+    let (cluster, load) = in_mid_copy("snapshot")?;
+    let source = cluster.database("node_a");
+    let open = begun_or_waiting(&cluster)?;
+    let (emptied, dropped) = (&open[0], &open[1]);
+    source.sql(&format!(
+        "TRUNCATE {emptied}; INSERT INTO {emptied} VALUES (1, 'later')"
+    ))?;
+    source.sql(&format!("DROP TABLE {dropped}"))?;
+    wait::until_true("another epoch to begin", LIMIT, || {
+        Ok(!events(&cluster, "epoch.started")?.is_empty())
+    })?;
+    let end = cluster.wait_state("node_b", &["failed", "synchronized"], LIMIT)?;
+    assert_eq!(end, "synchronized", "{:?}", cluster.node_view("node_b")?);
+    load.stop()?;
+    cluster.wait_drained("node_a")?;
+    let target = cluster.database("node_b");
+    compare::rows_except(&source, &target, &[&format!("public.{dropped}")])?.none()?;
+    assert_eq!(
+        target.value::<u32>(&format!("SELECT count(*) FROM {dropped}"))?,
+        0
+    );
+    let report = cluster
+        .cli(&["status", "node_b", "--last-report"])?
+        .expect(0)?
+        .text();
+    assert!(
+        report.contains("table_gone") && report.contains(dropped.as_str()),
+        "{report}"
+    );
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
+}
+
+#[test]
+fn a_table_that_is_altered_on_the_source_meanwhile_is_altered_here_and_the_job_resumed()
+-> Result<()> {
+    let (cluster, load) = in_mid_copy("snapshot")?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let altered = &begun_or_waiting(&cluster)?[0];
+    let alter = format!("ALTER TABLE {altered} ADD COLUMN added integer NOT NULL DEFAULT 7");
+    source.sql(&alter)?;
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    let report = cluster
+        .cli(&["status", "node_b", "--last-report"])?
+        .expect(0)?
+        .text();
+    for said in ["altered on the source", altered, "added", "--resume"] {
+        assert!(report.contains(said), "{said}: {report}");
+    }
+    let again = cluster.init(&["--resume"])?;
+    assert_eq!(again.code, 3, "{again}");
+    target.sql(&alter)?;
+    cluster.init(&["--resume"])?.expect(0)?;
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
+}
+
+#[test]
+fn complete_tables_stay_when_a_spool_is_lost_and_what_it_was_made_from_is_folded_too() -> Result<()>
+{
+    let (mut cluster, load) = in_mid_copy("two-phase")?;
+    let sealed = |one: &Value| one["state"] == "sealed";
+    wait::until_true("the spool to be complete", LIMIT, || {
+        let listed = cluster.cli(&["snapshot", "list", "--json"])?.expect(0)?;
+        Ok(listed.last_object()?["snapshots"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(sealed)))
+    })?;
+    cluster.stop_agent("node_a")?;
+    std::fs::remove_dir_all(cluster.dir().join("agent-node_a").join("spool"))?;
+    cluster.start_agent("node_a")?;
+    wait::until_true("another epoch to begin", LIMIT, || {
+        Ok(events(&cluster, "epoch.started")?.len() == 1)
+    })?;
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "epoch.folded")?.len(), 1);
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    let notes = "SELECT count(*) FROM steep_repl.init_slots";
+    assert_eq!(cluster.database("node_a").value::<u32>(notes)?, 0);
+    Ok(())
+}
+
+#[test]
 fn a_table_with_an_open_writer_is_moved_once_that_has_ended_whoever_dies_meanwhile() -> Result<()> {
-    let (mut cluster, before) = in_mid_copy()?;
+    let (mut cluster, before) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(before);
     cluster.wait_phase("node_b", "copy")?;
@@ -167,7 +306,7 @@ fn waits_for_the_writer(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn complete_tables_stay_when_the_agent_of_the_source_is_stopped() -> Result<()> {
-    let (mut cluster, load) = in_mid_copy()?;
+    let (mut cluster, load) = in_mid_copy("snapshot")?;
     assert_eq!(cluster.stop_agent("node_a")?.code(), Some(0));
     cluster.start_agent("node_a")?;
     ends_like_any_other(&cluster, load)?;
@@ -178,7 +317,7 @@ fn complete_tables_stay_when_the_agent_of_the_source_is_stopped() -> Result<()> 
 
 #[test]
 fn a_cancel_after_two_lost_snapshots_leaves_nothing() -> Result<()> {
-    let (mut cluster, load) = in_mid_copy()?;
+    let (mut cluster, load) = in_mid_copy("snapshot")?;
     crash_the_source(&mut cluster, 1)?;
     drop(load);
     let complete = cluster.progress("node_b")?["tables_completed"].as_u64();

@@ -306,3 +306,76 @@ fn an_owner_who_changes_rows_or_lets_others_write_while_they_are_loaded_is_notic
     assert_eq!(target.value::<u32>(notes)?, 0);
     Ok(())
 }
+
+const PARTITIONED: &str = "
+    CREATE TABLE root (id integer, body text) PARTITION BY RANGE (id);
+    CREATE TABLE root_1 PARTITION OF root FOR VALUES FROM (0) TO (100000);
+    INSERT INTO root SELECT n, 'early' FROM generate_series(1, 100) AS n;
+    CREATE TABLE parent (id integer PRIMARY KEY, body text);
+    INSERT INTO parent SELECT n, 'early' FROM generate_series(1, 100) AS n";
+
+#[test]
+fn an_owner_who_rewrites_rows_or_attaches_others_while_they_are_loaded_is_noticed() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(TABLES)?;
+    source.sql(PARTITIONED)?;
+    let rewrite = "ALTER TABLE public.small ALTER body TYPE text USING 'evil' || body";
+    let altered = ["target_changed", "altered columns", "public.small"];
+    for (statement, words) in [
+        (rewrite, altered),
+        (
+            "CREATE TABLE foreign_rows (id integer, body text);
+             INSERT INTO foreign_rows VALUES (200000, 'foreign');
+             ALTER TABLE root ATTACH PARTITION foreign_rows FOR VALUES FROM (200000) TO (300000)",
+            ["target_changed", "attached or detached", "public.root"],
+        ),
+        (
+            "CREATE TABLE foreign_child (id integer NOT NULL, body text);
+             INSERT INTO foreign_child VALUES (200000, 'foreign');
+             ALTER TABLE foreign_child INHERIT parent",
+            ["target_changed", "attached or detached", "public.parent"],
+        ),
+    ] {
+        cluster.init(&SLOWLY)?.expect(0)?;
+        cluster.wait_copying("node_b")?;
+        target.sql(statement)?;
+        fails(&cluster, &words)?;
+        residue::of_jobs(&source)?.none()?;
+        assert_eq!(target.sql("SELECT to_regclass('public.small')")?, "");
+        target.sql("DROP TABLE IF EXISTS foreign_rows, foreign_child CASCADE")?;
+        residue::of_everything(&target)?.none()?;
+    }
+
+    // Later still, while indexes are built.
+    target.sql(&format!(
+        "CREATE FUNCTION public.again() RETURNS event_trigger LANGUAGE plpgsql AS $$
+         BEGIN {rewrite}; END $$;
+         CREATE EVENT TRIGGER again ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
+             EXECUTE FUNCTION public.again();
+         ALTER EVENT TRIGGER again ENABLE ALWAYS"
+    ))?;
+    cluster.init(&["--detach"])?.expect(0)?;
+    fails(&cluster, &altered)?;
+    residue::of_everything(&target)?.none()?;
+    target.sql("DROP EVENT TRIGGER again")?;
+
+    // A partition manager makes empty ones.
+    cluster.init(&SLOWLY)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    target.sql("CREATE TABLE root_2 PARTITION OF root FOR VALUES FROM (100000) TO (200000)")?;
+    cluster
+        .cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?
+        .expect(0)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    compare::rows_except(&source, &target, &["public.root_2"])?.none()?;
+    let agent = cluster.node("node_b").agent().context("an agent")?;
+    let failed = agent.events("command.failed")?;
+    let failed: Vec<&str> = failed
+        .iter()
+        .filter_map(|e| e["command"].as_str())
+        .collect();
+    let indexes = "build_indexes";
+    assert_eq!(failed, [indexes, indexes, indexes, "subscribe"]);
+    Ok(())
+}

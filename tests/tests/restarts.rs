@@ -258,6 +258,8 @@ fn a_job_that_fails_with_its_rows_copied_keeps_them_and_is_resumed() -> Result<(
     target.sql("CREATE ROLE go_on")?;
     let copied =
         target.sql("SELECT oid, relfilenode FROM pg_class WHERE relname = 'pgbench_history'")?;
+    let preflight = cluster.init(&["--resume", "--dry-run"])?.expect(0)?.text();
+    assert!(preflight.contains("nothing is read again"), "{preflight}");
     cluster.init(&["--resume"])?.expect(0)?;
     ends_synchronized_and_equal(&cluster)?;
     let now =

@@ -474,3 +474,35 @@ fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
     })?;
     nothing_is_left(&cluster.database("node_a"))
 }
+
+#[test]
+fn a_snapshot_that_is_made_is_followed_over_a_restart_of_the_coordinator() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    sample::create(&cluster.database("node_a"), 3)?;
+    let place = cluster.dir().join("stored");
+    let text = place.to_str().context("UTF-8")?;
+    let follower = cluster.cli_spawn(&[
+        "snapshot",
+        "generate",
+        "--source",
+        "node_a",
+        "--output",
+        text,
+        "--max-rate",
+        "8MB",
+        "--json",
+    ])?;
+    wait::until_true("rows to be read", LIMIT, || {
+        let said = follower.stdout_so_far()?;
+        Ok(said.contains("\"live\"") && !said.trim_end().ends_with("\"bytes\":0"))
+    })?;
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    let followed = follower.finish(LIMIT * 2)?.expect(0)?;
+    let end = followed.last_object()?;
+    assert_eq!(end["event"], "snapshot.generated", "{followed}");
+    assert_eq!(end["state"], "sealed");
+    ensure!(followed.stderr.contains("connected again"), "{followed}");
+    cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
+    Ok(())
+}

@@ -116,7 +116,8 @@ pub(crate) fn forget(job: JobId) -> String {
 
 /// Whether this node has a place for guards: not where an older agent has begun the job.
 pub(crate) async fn notes_guards(conn: &Conn) -> Result<bool, Fault> {
-    let sql = "SELECT to_regclass('steep_repl.guards') IS NOT NULL";
+    let sql = "SELECT EXISTS (SELECT FROM pg_attribute
+        WHERE attrelid = to_regclass('steep_repl.guards') AND attname = 'filenode')";
     Ok(conn.row(sql, &[]).await?.get(0))
 }
 

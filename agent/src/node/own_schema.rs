@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 4] = [
+const VERSIONS: [Version; 5] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -37,6 +37,10 @@ const VERSIONS: [Version; 4] = [
     Version {
         name: "1.3",
         script: include_str!("../../../extension/steep_repl--1.2--1.3.sql"),
+    },
+    Version {
+        name: "1.4",
+        script: include_str!("../../../extension/steep_repl--1.3--1.4.sql"),
     },
 ];
 

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
 use steep_protocol::message::agent::PeerAddress;
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
     CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PartSum, PeerReply, PeerRequest,
@@ -245,23 +246,20 @@ impl SourceAgent {
     /// Has the tables of an earlier epoch published by the present one. Returns those that are left.
     pub(crate) async fn move_tables(
         &self,
-        from: JobId,
+        from: &Replication,
         into: JobId,
     ) -> Result<Vec<TableName>, Fault> {
-        let job = self.job;
-        match self
-            .ask(&PeerRequest::MoveTables { job, from, into })
-            .await?
-            .0
-        {
+        let (job, from) = (self.job, from.clone());
+        let request = PeerRequest::MoveTables { job, from, into };
+        match self.ask(&request).await?.0 {
             PeerReply::Moved { left } => Ok(left),
             _ => Err(self.unexpected()),
         }
     }
 
     /// Has the publication and slot of an earlier epoch dropped.
-    pub(crate) async fn drop_epoch(&self, epoch: JobId) -> Result<(), Fault> {
-        let job = self.job;
+    pub(crate) async fn drop_epoch(&self, epoch: &Replication) -> Result<(), Fault> {
+        let (job, epoch) = (self.job, epoch.clone());
         match self.ask(&PeerRequest::DropEpoch { job, epoch }).await?.0 {
             PeerReply::Noted => Ok(()),
             _ => Err(self.unexpected()),

@@ -24,7 +24,8 @@ pub(crate) fn sync() -> String {
 /// `search_path`: names in our SQL and in `format_type` output are qualified, and no temporary table comes
 /// before PostgreSQL's own, as with an empty path. Formats: text means the same on any server.
 /// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error instead of missing rows.
-/// `lc_monetary`: `money` as text reads back as the same number.
+/// `lc_monetary`: `money` as text reads back as the same number. `jit`: a query of a large catalog is expected
+/// to cost much and takes milliseconds, less than compiling it.
 pub(super) fn statements(version: u32) -> String {
     let mut sql = format!("{DURABLE}; ")
         + "SET statement_timeout = 0; SET lock_timeout = 0; \
@@ -32,7 +33,7 @@ pub(super) fn statements(version: u32) -> String {
          SET search_path = pg_catalog, pg_temp; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
          SET lc_monetary = 'C'; SET array_nulls = on; \
-         SET row_security = off; SET synchronize_seqscans = off";
+         SET row_security = off; SET synchronize_seqscans = off; SET jit = off";
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");
     }

@@ -44,17 +44,19 @@ pub(crate) async fn fold(
 ) -> Result<(), Fault> {
     let conn = Conn::open(task, "fold").await?;
     for epoch in earlier {
-        let from = epoch.replication().name();
+        let from = epoch.replication.name();
         stop(&conn, task).await?;
         // Where this fails, nobody knows which tables were moved: it stands still until the next try has told.
-        let left = source.move_tables(epoch.id, task.replication.id).await?;
+        let left = source
+            .move_tables(&epoch.replication, task.replication.id)
+            .await?;
         start_again(&conn, task, source, origin).await?;
         if !left.is_empty() {
             return Err(conn.own(busy(&left)));
         }
         unsubscribe(&conn, &from).await?;
-        source.drop_epoch(epoch.id).await?;
-        tracing::info!(job_id = %task.job, epoch = %epoch.id, "an earlier epoch is folded into the present one");
+        source.drop_epoch(&epoch.replication).await?;
+        tracing::info!(job_id = %task.job, epoch = %from, "an earlier epoch is folded into the present one");
     }
     conn.session.close().await;
     Ok(())

@@ -48,7 +48,7 @@ pub(crate) async fn subscribe(
 ) -> Result<Option<SyncSlots>, Fault> {
     let conn = Conn::open(task, "subscribe").await?;
     let own = (task.replication.clone(), start);
-    let at_slot = |e: &EarlierEpoch| (e.replication(), SubscriptionStart::AtSlot(e.lsn));
+    let at_slot = |e: &EarlierEpoch| (e.replication.clone(), SubscriptionStart::AtSlot(e.lsn));
     let all: Vec<_> = earlier.iter().map(at_slot).chain([own]).collect();
     let mut waiting = Vec::new();
     let mut sync_slots = None;

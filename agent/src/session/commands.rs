@@ -77,11 +77,22 @@ impl Commands {
         }
     }
 
-    /// Cancels a command that the coordinator gave up.
-    pub(super) fn abort(&mut self, id: CommandId) {
-        if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
-            *wanted = Wanted::Abort;
-            cancel.cancel();
+    /// Cancels a command that the coordinator gave up. Returns its id where it must be answered at once: the
+    /// connection broke before the command arrived, and the coordinator waits for its end.
+    pub(super) fn abort(&mut self, id: CommandId, job: JobId) -> Option<CommandId> {
+        match self.entries.get_mut(&id) {
+            Some(Entry::Running { cancel, wanted, .. }) => {
+                *wanted = Wanted::Abort;
+                cancel.cancel();
+                None
+            }
+            Some(Entry::Ended { .. }) => None,
+            None => {
+                let fault = Fault::new(FaultKind::Cancelled, "cancelled before it began");
+                let outcome = Err(fault.on(&self.agent.node));
+                self.entries.insert(id, Entry::Ended { job, outcome });
+                Some(id)
+            }
         }
     }
 

@@ -349,10 +349,7 @@ impl Control {
                 let of = (job, replication);
                 self.commands.begin(id, of, command, drainer)
             }
-            CoordinatorMessage::Abort { id } => {
-                self.commands.abort(id);
-                None
-            }
+            CoordinatorMessage::Abort { id, job } => self.commands.abort(id, job),
             CoordinatorMessage::Forget { id } => {
                 self.commands.forget(id);
                 None

@@ -99,10 +99,12 @@ impl Observer {
                 }
             });
             if matches!(observed.postgres, Some(Ok(_))) {
-                if std::mem::take(&mut complained) {
+                let back = std::mem::take(&mut complained);
+                if back {
                     debug!("PostgreSQL answers again");
                 }
-                if signs.replace(&observed) {
+                // A node that was away counts as synchronized again once its tables have been looked at.
+                if signs.replace(&observed) || back {
                     self.look_at_columns.notify_one();
                     self.lineage.read = None;
                 }

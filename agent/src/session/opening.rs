@@ -48,10 +48,10 @@ impl Agent {
         self.jobs.admit(job, target, filter, None);
         self.jobs.locks().set_rule(job, request.yield_to_ddl);
         if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-            if !open.is_gone() && open.epoch() == request.epoch {
+            if !open.is_gone() && open.is_of(&request) {
                 return opened(&open);
             }
-            // No row has been read under it yet, or it is an earlier epoch's.
+            // No row has been read under it yet, or the job has given it up.
             open.close().await;
         }
         if let Export::Template { snapshot } = request.export {

@@ -51,8 +51,9 @@ pub(super) async fn prepare(
         return target::prepare(task, &request, stored.tables(), dumps).await;
     }
     if request.epoch != Epoch(0) {
+        let schema = schema(link.described().await?);
         let plan = link.plan().await?;
-        return target::prepare_again(task, &plan.tables, request.schema_mode).await;
+        return target::prepare_again(task, &schema, &plan.tables, &request.unfinished).await;
     }
     // Each takes the source seconds for ten thousand tables, on a connection of its own.
     let (described, pre_data) =

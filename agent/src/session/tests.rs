@@ -179,6 +179,7 @@ impl Node {
             target: target.agent.node.clone(),
             filter: TableFilter::default(),
             epoch: Epoch(0),
+            restarts: 0,
             unfinished: Vec::new(),
             earlier: Vec::new(),
             export,

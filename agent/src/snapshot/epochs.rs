@@ -42,7 +42,7 @@ pub(crate) async fn narrow(
 ) -> Result<(), PgError> {
     let leaving: HashSet<&TableName> = request.unfinished.iter().collect();
     for epoch in &request.earlier {
-        let name = epoch.replication().name();
+        let name = epoch.replication.name();
         let listing = Listing::load(session).await?;
         let mut leaves = leaves(session, &listing, &name).await?;
         leaves.retain(|leaf| !leaving.contains(leaf));

@@ -74,6 +74,8 @@ impl SourceJobs {
         if let Some(entry) = self.lock().get_mut(&job) {
             entry.held_since = holder.is_live().then(Instant::now);
             entry.open = Some(holder);
+            // What was sent under another one was counted there.
+            entry.counted = None;
         }
     }
 

@@ -50,6 +50,7 @@ pub(crate) struct OpenSnapshot {
     node: NodeId,
     job: JobId,
     epoch: Epoch,
+    restarts: u8,
     conninfo: Conninfo,
     server_version: u32,
     encoding: String,
@@ -106,6 +107,18 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
+    for epoch in &request.earlier {
+        // A snapshot that was lost goes with its template a moment later.
+        if slot::is_shared(&admin, &epoch.replication)
+            .await
+            .map_err(fault)?
+        {
+            let name = epoch.replication.name();
+            let text = format!("the publication {name} still belongs to other slots");
+            let fault = Fault::new(FaultKind::Failed, text).on(&task.node);
+            return Err(fault.retry(Retry::Backoff));
+        }
+    }
     (epochs::narrow(&admin, &task.cancel, request).await).map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
@@ -199,6 +212,7 @@ async fn attempt_open(
         node: task.node.clone(),
         job: task.job,
         epoch: request.epoch,
+        restarts: request.restarts,
         conninfo: admin.conninfo().clone(),
         server_version: admin.server_version(),
         encoding: admin.server_encoding().to_owned(),
@@ -343,6 +357,11 @@ impl OpenSnapshot {
     /// Which of its job's snapshots it is.
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Whether this is the snapshot that the request asks for.
+    pub(crate) fn is_of(&self, request: &OpenSource) -> bool {
+        (self.epoch, self.restarts) == (request.epoch, request.restarts)
     }
 
     /// When the consistent point was taken.

@@ -17,10 +17,10 @@ use crate::mutex::lock;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError};
 
-/// Forces ctid range scans: a sequential scan would read the whole table per range, parallel workers would
-/// take more than the operator gave, and JIT costs more than it brings for a plan that only moves rows.
+/// Forces ctid range scans: a sequential scan would read the whole table per range, and parallel workers would
+/// take more than the operator gave.
 const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET enable_seqscan = off; \
-     SET enable_tidscan = on; SET jit = off";
+     SET enable_tidscan = on";
 
 /// Connections to one server. As many as a job may have workers at most: how many it has can change.
 #[derive(Debug)]

@@ -230,18 +230,25 @@ pub(crate) async fn drop_publication(
     session: &Session,
     replication: &Replication,
 ) -> Result<(), PgError> {
+    if is_shared(session, replication).await? {
+        return Ok(());
+    }
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", replication.name().quoted());
+    Ok(session.batch_execute(&sql).await?)
+}
+
+/// Whether the publication belongs to other slots, too.
+pub(super) async fn is_shared(
+    session: &Session,
+    replication: &Replication,
+) -> Result<bool, PgError> {
     let name = replication.name();
     let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical' \
              AND database = current_database() \
              AND slot_name <> $2 AND (slot_name = $1 OR starts_with(slot_name::text, $1 || '_')))";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
         [&name.as_str(), &replication.slot.as_str()];
-    let shared: bool = session.query_one(sql, &values).await?.try_get(0)?;
-    if shared {
-        return Ok(());
-    }
-    let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
-    Ok(session.batch_execute(&sql).await?)
+    Ok(session.query_one(sql, &values).await?.try_get(0)?)
 }
 
 fn still_in_use(task: &Task, slot: &SlotName) -> Fault {

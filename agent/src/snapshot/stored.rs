@@ -7,6 +7,7 @@ use bytes::Bytes;
 use steep_archive::{Archive, Manifest, Problem, StoredReader, StoredTable};
 use steep_protocol::frame::FrameHead;
 use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::agent::OpenSource;
 use steep_protocol::message::agent::TableSummary;
 use steep_protocol::message::peer::{
     ColumnPlan, CtidRange, SchemaSection, SequenceValue, TablePlan,
@@ -112,11 +113,11 @@ impl Holder {
         }
     }
 
-    /// Which of its job's snapshots it is. Only one of the job's own can be followed by another.
-    pub(crate) fn epoch(&self) -> Epoch {
+    /// Whether this is the snapshot that the request asks for. Only one of the job's own can be followed by another.
+    pub(crate) fn is_of(&self, request: &OpenSource) -> bool {
         match self {
-            Self::Live(open) => open.epoch(),
-            Self::Shared(_) | Self::Stored(_) => Epoch(0),
+            Self::Live(open) => open.is_of(request),
+            Self::Shared(_) | Self::Stored(_) => request.epoch == Epoch(0),
         }
     }
 

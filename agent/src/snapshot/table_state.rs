@@ -147,8 +147,8 @@ impl Change {
         );
         Fault::new(FaultKind::SourceChanged, text)
             .hint(
-                "run init again once such statements are over; with --yield-to-ddl never they wait \
-                 until the table has been read",
+                "if the job ends, run init again once such statements are over; with --yield-to-ddl never \
+                 they wait until the table has been read",
             )
             .on(node)
             .at(table)

@@ -45,7 +45,7 @@ pub(crate) async fn cleanup(
     let conn = Conn::open(task, "cleanup").await?;
     end_others(task, &conn).await?;
     for epoch in earlier {
-        subscription::unsubscribe(&conn, &epoch.replication().name()).await?;
+        subscription::unsubscribe(&conn, &epoch.replication.name()).await?;
     }
     let name = task.replication.name();
     subscription::unsubscribe(&conn, &fold::stopped_name(&name)).await?;

@@ -16,7 +16,7 @@ pub(crate) async fn build_indexes(
     purpose: Purpose,
 ) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "build").await?;
-    keep_out::hold(&conn, task.job).await?;
+    keep_out::held(&conn, task.job).await?;
     conn.session.close().await;
     build::build_indexes(task, parallel, purpose).await
 }

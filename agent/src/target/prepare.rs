@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use steep_protocol::message::agent::IndexTiming;
-use steep_protocol::message::facts::Finding;
+use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode, TableFilter};
 use steep_protocol::message::peer::{DatabaseSetting, TablePlan};
 use steep_protocol::{Fault, FaultKind, NodeId, TableName};
@@ -125,17 +125,20 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
 }
 
 /// Empties the tables of a later epoch's plan, which an earlier one has not completed, and forgets their parts.
-/// Idempotent. Fails with `SchemaMismatch` where a planned table or column is missing.
+/// Idempotent. Fails with `SchemaMismatch` where a planned table is not as the source has it now. Warns of those of
+/// `unfinished` that the source has no longer.
 pub(crate) async fn prepare_again(
     task: &Task,
+    request: &SchemaRequest,
     plan: &[TablePlan],
-    mode: SchemaMode,
+    unfinished: &[TableName],
 ) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "prepare").await?;
     conn.replica_role().await?;
-    existing::check_shape(&conn, plan, mode).await?;
-    let planned = job_records::planned(&conn, task.job).await?;
     let again: HashSet<&TableName> = plan.iter().map(|table| &table.name).collect();
+    sync::check_tables(&conn, request, &again).await?;
+    existing::check_shape(&conn, plan, request.schema_mode).await?;
+    let planned = job_records::planned(&conn, task.job).await?;
     let mut emptied = planned;
     emptied.retain(|table| again.contains(&table.name));
     if emptied.len() < again.len() {
@@ -144,7 +147,22 @@ pub(crate) async fn prepare_again(
     }
     ledger::forget_tables(task, &conn, &emptied).await?;
     existing::truncate(&conn, &emptied).await?;
-    Ok(Vec::new())
+    // An operator may have altered them since, to what the source has now.
+    let mut findings = keep_out::set_again(&conn, task.job, &again).await?;
+    let gone = unfinished.iter().filter(|table| !again.contains(table));
+    findings.extend(gone.map(|table| table_gone(task, table)));
+    Ok(findings)
+}
+
+fn table_gone(task: &Task, table: &TableName) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        code: "table_gone".to_owned(),
+        node: Some(task.node.clone()),
+        what: format!("{table} was dropped or renamed on the source before all its rows were read"),
+        why: "the table of that name here is empty and is not replicated".to_owned(),
+        fix: format!("drop {table} here, or rename it and copy the table that the source has now"),
+    }
 }
 
 /// Compares the schema of a target that has its rows with the source's, and acts by the mode. Touches no

@@ -6,13 +6,13 @@
 //! first, in the same transaction, so that they block no statement; other rows stop it before anything is
 //! altered. `steep_schema` decides what counts as a difference.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
+use steep_protocol::message::schema::{PlannedStatement, SchemaDifference, Subject};
 use steep_protocol::{Fault, FaultKind, Retry, TableName};
 use steep_schema::{Comparison, Plan, Schema, at_stake, blocker, compare, gates, named, plan};
 use tokio_postgres::error::SqlState;
@@ -69,6 +69,38 @@ pub(super) async fn settle(
             outcome
         }
     }
+}
+
+/// Compares some tables again, after the source's may have been altered. Fails with `SchemaMismatch`.
+pub(super) async fn check_tables(
+    conn: &Conn,
+    request: &SchemaRequest,
+    tables: &HashSet<&TableName>,
+) -> Result<(), Fault> {
+    let here = read_schema_at_once(&conn.session, &request.filter).await;
+    let here = here.map_err(|error| conn.fault(&error))?;
+    let compared = compare(&request.described, &here);
+    // Indexes and constraints are put aside while rows are loaded.
+    let of_columns = |d: &&SchemaDifference| {
+        let known = d.table.as_ref().is_some_and(|table| tables.contains(table));
+        known && matches!(d.subject, Subject::Table | Subject::Column) && gates(d)
+    };
+    let differing: Vec<String> = compared
+        .differences()
+        .filter(of_columns)
+        .map(|d| named(d, "the source", "the target"))
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "tables were altered on the source while they were copied: {}",
+        listed(differing.into_iter())
+    );
+    let hint = "alter them here in the same way";
+    Err(conn
+        .own(Fault::new(FaultKind::SchemaMismatch, what))
+        .hint(hint))
 }
 
 /// Runs the plan in one transaction, which stays open on failure.

@@ -250,8 +250,8 @@ pub(crate) struct StartArgs {
     /// Answer all questions with yes
     #[arg(long, short)]
     pub(crate) yes: bool,
-    /// Show what would be copied, how the schemas differ, and what preflight finds; change nothing
-    #[arg(long, conflicts_with_all = ["resume", "detach"])]
+    /// Show what would be copied (with --resume: what is kept and what is read again), how the schemas differ, and what preflight finds; change nothing
+    #[arg(long, conflicts_with = "detach")]
     pub(crate) dry_run: bool,
 }
 

@@ -1,5 +1,6 @@
 //! `steep-repl snapshot`: stored snapshots.
 
+use indicatif::ProgressBar;
 use steep_archive::{Archive, Location};
 use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Finding;
@@ -7,12 +8,13 @@ use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSna
 use steep_protocol::{FaultKind, NodeId, SnapshotId};
 
 use crate::args::{GenerateArgs, SnapshotCommand, Stored};
-use crate::client::Client;
+use crate::client::{Client, ReplyError};
 use crate::commands::{Context, interrupted};
 use crate::failure::{self, Failure};
+use crate::redial::Redial;
 use crate::render::{clean, findings, json, stored};
 use crate::signals::Signals;
-use crate::terminal::{self, print, print_folded, print_json, print_line, tell};
+use crate::terminal::{self, Terminal, print, print_folded, print_json, print_line, tell};
 
 /// Parts that `verify` reads at once.
 const PARALLEL: usize = 4;
@@ -31,7 +33,7 @@ pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u
 async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
     let mut signals = Signals::catch()?;
-    let client = context.client().await?;
+    let mut client = context.client().await?;
     let asking = ask(
         &client,
         Order::Generate(Box::new(args.spec(&context.settings))),
@@ -61,7 +63,7 @@ async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure>
     }
     let id = view.snapshot_id;
     let followed = tokio::select! {
-        followed = follow(&client, view, context) => followed?,
+        followed = follow(&mut client, view, context) => followed?,
         _ = signals.next() => {
             tell(&format!(
                 "\nthe snapshot goes on without this command: steep-repl snapshot show {id}; to stop and \
@@ -82,41 +84,93 @@ async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure>
     Ok(failure::SUCCESS)
 }
 
-/// Shows how far it is until it is complete or lost.
+/// Shows how far it is until it is complete or lost, over lost connections: it is made without this command.
 async fn follow(
-    client: &Client,
+    client: &mut Client,
     view: SnapshotView,
     context: &Context,
 ) -> Result<SnapshotView, Failure> {
-    let snapshot = view.snapshot_id;
-    let mut last = view;
-    let bar = context.terminal.live.then(stored::bar);
-    let mut replies = client.ask(ApiRequest::Snapshot { snapshot }).await?;
-    let mut told = String::new();
-    while let Some(reply) = replies.next().await? {
-        let ApiReply::Snapshots(views) = reply else {
-            continue;
+    let mut shown = Shown::new(view, context.terminal);
+    loop {
+        let lost = match shown.follow(client).await {
+            Ok(()) => return Ok(shown.finish()),
+            Err(ReplyError::Refused(failure)) => return Err(failure),
+            Err(ReplyError::Lost(failure)) => failure,
         };
-        let Some(view) = views.into_iter().next() else {
-            continue;
-        };
-        if context.terminal.json {
+        shown.note(&format!(
+            "{}; dialling {} again",
+            failure::line(&lost.0),
+            client.address()
+        ));
+        let mut redial = Redial::begin(lost);
+        while let Err(failure) = client.reconnect().await {
+            redial.failed(failure)?.wait().await;
+        }
+        shown.note("connected again");
+    }
+}
+
+/// What is shown of a snapshot that is being made.
+struct Shown {
+    last: SnapshotView,
+    terminal: Terminal,
+    bar: Option<ProgressBar>,
+    line: String,
+}
+
+impl Shown {
+    fn new(view: SnapshotView, terminal: Terminal) -> Self {
+        Self {
+            last: view,
+            terminal,
+            bar: terminal.live.then(stored::bar),
+            line: String::new(),
+        }
+    }
+
+    /// Shows what the coordinator reports until it has no more to say.
+    async fn follow(&mut self, client: &Client) -> Result<(), ReplyError> {
+        let snapshot = self.last.snapshot_id;
+        let asked = client.ask(ApiRequest::Snapshot { snapshot }).await;
+        let mut replies = asked.map_err(ReplyError::Lost)?;
+        while let Some(reply) = replies.next().await? {
+            if let ApiReply::Snapshots(views) = reply
+                && let Some(view) = views.into_iter().next()
+            {
+                self.show(view);
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, view: SnapshotView) {
+        if self.terminal.json {
             print_json(&json::snapshot(&view));
-        } else if let Some(bar) = &bar {
+        } else if let Some(bar) = &self.bar {
             stored::advance(bar, &view);
         } else {
             let line = stored::line(&view);
-            if line != told {
+            if line != self.line {
                 print_line(&line);
-                told = line;
+                self.line = line;
             }
         }
-        last = view;
+        self.last = view;
     }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
+
+    fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| tell(text)),
+            None => tell(text),
+        }
     }
-    Ok(last)
+
+    fn finish(self) -> SnapshotView {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+        self.last
+    }
 }
 
 fn not_made(view: &SnapshotView) -> Failure {

@@ -1,7 +1,7 @@
 //! The last word about a job.
 
 use steep_protocol::NodeState;
-use steep_protocol::message::api::{EndView, PhaseSeconds, Report, TableTime};
+use steep_protocol::message::api::{EndView, LostSnapshot, PhaseSeconds, Report, TableTime};
 use steep_protocol::message::job::Method;
 
 use super::nodes::state;
@@ -50,6 +50,13 @@ pub(crate) fn end(view: &EndView, paint: Paint) -> String {
     };
     text.push_str(&pairs(&facts(view), 2, paint));
     text.push_str(&slowest(&view.report, paint));
+    for lost in &view.report.lost_snapshots {
+        text.push_str(&format!(
+            "  {} {}\n",
+            paint.yellow("lost"),
+            lost_snapshot(lost)
+        ));
+    }
     for missing in &view.report.not_copied {
         let missing = clean(missing);
         text.push_str(&format!("  {} {missing}\n", paint.yellow("not copied")));
@@ -117,6 +124,24 @@ fn phases(report: &Report) -> Option<String> {
     });
     let times: Vec<_> = times.collect();
     (!times.is_empty()).then(|| times.join(", "))
+}
+
+fn lost_snapshot(lost: &LostSnapshot) -> String {
+    let tables = match lost.tables {
+        1 => "1 table".to_owned(),
+        tables => format!("{} tables", units::count(u64::from(tables))),
+    };
+    let again = match lost.bytes_again {
+        0 => String::new(),
+        bytes => format!(", {} were read again", units::size(bytes)),
+    };
+    format!(
+        "the snapshot at {} at {:.0}, of which {tables} ({}) were kept{again}: {}",
+        lost.lsn,
+        lost.lost_at,
+        units::size(lost.bytes),
+        clean(&lost.reason)
+    )
 }
 
 fn slowest(report: &Report, paint: Paint) -> String {

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use steep_protocol::message::agent::LockRole;
 use steep_protocol::message::api::{
-    AuditView, EndView, EventView, LockView, NodeView, PhaseSeconds, PhaseTime, ProgressDetail,
-    ProgressView, Report, TableState, TableTime, TableView,
+    AuditView, EndView, EventView, LockView, LostSnapshot, NodeView, PhaseSeconds, PhaseTime,
+    ProgressDetail, ProgressView, Report, TableState, TableTime, TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::handover::Replication;
@@ -206,6 +206,15 @@ pub(crate) fn report() -> Report {
         ],
         not_copied: vec!["unlogged tables: public.cache".to_owned()],
         kept_until: None,
+        lost_snapshots: vec![LostSnapshot {
+            lsn: Lsn(0x16B_3748),
+            tables: 3,
+            rows: 10_000_000,
+            bytes: 1_300_000_000,
+            bytes_again: 250_000_000,
+            lost_at: at(20),
+            reason: "node_a: its agent was restarted".to_owned(),
+        }],
     }
 }
 

@@ -53,4 +53,7 @@ pub(super) fn clean_job(job: &mut JobView) {
     for text in &mut end.report.not_copied {
         *text = clean(text);
     }
+    for lost in &mut end.report.lost_snapshots {
+        lost.reason = clean(&lost.reason);
+    }
 }

@@ -272,10 +272,19 @@ fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
                 view.kept_until = (!attached).then_some(jiff::Timestamp::UNIX_EPOCH);
                 all(vec![ApiReply::Nodes(vec![view])])
             }
+            ApiRequest::Query(Query::Doctor(InitRequest::Resume(_))) => {
+                all(vec![findings("node_b", Severity::Info, "resumed")])
+            }
             _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
         });
         let ran = coordinator.run("init node_b --from node_a --resume");
         assert_eq!(ran.code, 0, "{ran:?}");
+        // What is kept is said before anything is done.
+        assert_eq!(
+            ran.err.contains("something is the case"),
+            !attached,
+            "{ran:?}"
+        );
         let last = coordinator.requests().pop().unwrap();
         let asked = match &last {
             ApiRequest::Progress { follow: true, .. } => attached,

@@ -55,6 +55,7 @@ impl<S: Store> Driver<S> {
                 existing: spec.existing,
                 schema_mode: spec.schema_mode,
                 epoch: job.epoch,
+                unfinished: job.unfinished.clone(),
                 rows: match (&job.handover, native) {
                     (Some(handover), _) => RowsFrom::Backup(handover.schema),
                     (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
@@ -135,6 +136,7 @@ impl<S: Store> Driver<S> {
             target: spec.target.clone(),
             filter: spec.filter.clone(),
             epoch: job.epoch,
+            restarts: job.restarts,
             unfinished: job.unfinished.clone(),
             earlier: job.earlier.clone(),
             export,

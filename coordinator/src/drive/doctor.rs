@@ -55,8 +55,11 @@ impl<S: Store> Driver<S> {
     ) -> Result<(), Fault> {
         self.check_doctor(request.specs())?;
         let wanted = match request {
-            InitRequest::Copy(specs) | InitRequest::Resume(specs) => {
-                specs.into_iter().map(|spec| (spec, None)).collect()
+            InitRequest::Copy(specs) => specs.into_iter().map(|spec| (spec, None)).collect(),
+            InitRequest::Resume(specs) => {
+                let kept = self.what_is_kept(&specs)?;
+                self.answer(ticket, Ok(Answer::Replies(kept)));
+                return Ok(());
             }
             InitRequest::Complete(spec) => {
                 let (spec, handover) = self.resolve(*spec)?;

@@ -67,7 +67,8 @@ impl<S: Store> Driver<S> {
                 self.advance(id, ended, now);
             }
             Effect::Abort { id: command, side } => {
-                self.send_to(id, side, CoordinatorMessage::Abort { id: command });
+                let (job, id) = (id, command);
+                self.send_to(job, side, CoordinatorMessage::Abort { id, job });
             }
             Effect::Forget { id: command, side } => {
                 self.send_to(id, side, CoordinatorMessage::Forget { id: command });

@@ -472,7 +472,8 @@ impl<S: Store> Driver<S> {
             }
         }
         for (AgentQuery { course, purpose }, fault) in ended {
-            self.send(&course.on, CoordinatorMessage::Abort { id: course.command });
+            let (id, job) = (course.command, course.job);
+            self.send(&course.on, CoordinatorMessage::Abort { id, job });
             self.query_failed(purpose, fault, now);
             self.query_over(&course);
         }

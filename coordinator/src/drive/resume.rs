@@ -2,7 +2,7 @@
 //! themselves.
 
 use jiff::Timestamp;
-use steep_protocol::message::api::EndView;
+use steep_protocol::message::api::{ApiReply, EndView};
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
@@ -11,6 +11,7 @@ use super::log::Note;
 use crate::job::copy_progress::CopyProgress;
 use crate::job::health::JobHealth;
 use crate::job::machine::{JobEvent, Refused, Terms};
+use crate::job::preflight::resumed;
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::RESTARTS_MAX;
@@ -41,6 +42,24 @@ impl<S: Store> Driver<S> {
             stepped.map_err(|refused| self.refused(&spec.target, refused))?;
         }
         Ok(ids)
+    }
+
+    /// The preflight of a resume: what it keeps and what it reads again.
+    pub(super) fn what_is_kept(&self, specs: &[JobSpec]) -> Result<Vec<ApiReply>, Fault> {
+        let mut replies = Vec::new();
+        for spec in specs {
+            let id = self.check_resume(spec)?;
+            let live = self.jobs.get(&id);
+            let findings = live.and_then(|live| match &live.job.stage {
+                Stage::Kept(kept) => Some(resumed(&live.job, kept, &live.copied)),
+                Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => None,
+            });
+            replies.push(ApiReply::Findings {
+                target: spec.target.clone(),
+                findings: findings.into_iter().collect(),
+            });
+        }
+        Ok(replies)
     }
 
     /// The job to resume, if that is allowed.

@@ -249,7 +249,9 @@ fn slots_health(job: &Job, step: Step, seen: &Observed, bounds: Bounds) -> Healt
     // Each is dropped as soon as it is folded.
     let folding = step == Step::Fold;
     let earlier = job.earlier.iter().filter(|_| !folding);
-    let names = earlier.map(|epoch| epoch.replication().slot).chain(own);
+    let names = earlier
+        .map(|epoch| epoch.replication.slot.clone())
+        .chain(own);
     let judged = names.map(|name| {
         let slot = seen.slots.iter().find(|slot| slot.slot == name);
         slot_health(&name, slot, bounds)

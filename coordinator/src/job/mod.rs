@@ -16,6 +16,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::EarlierEpoch;
+use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::job::{CancelledData, JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
@@ -80,12 +81,18 @@ pub struct Job {
     /// What was copied under them: whole tables.
     #[serde(default)]
     pub kept: Complete,
+    /// Snapshots that were lost; the last [`EPOCHS_MAX`].
+    #[serde(default)]
+    pub lost_snapshots: Vec<LostSnapshot>,
     /// Tables that the present epoch has to copy, after the first.
     #[serde(default)]
     pub unfinished: Vec<TableName>,
     /// Whether its rows go through a spool beside the source.
     #[serde(default)]
     pub spooling: Spooling,
+    /// Whether other targets copy from the snapshot that it shares.
+    #[serde(default)]
+    pub company: Company,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -138,6 +145,16 @@ pub enum Spooling {
     NoRoom,
     /// As those of the snapshot that it has joined.
     Joined,
+}
+
+/// Whether other targets copy from the snapshot that a job shares, whose publication is theirs, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Company {
+    /// None, or it has a snapshot of its own.
+    #[default]
+    Alone,
+    /// They do, or did.
+    Others,
 }
 
 /// Facts that [`machine`] has the preflight judge. Empty before and after the preflight.
@@ -369,9 +386,11 @@ impl Job {
             shared: None,
             epoch: Epoch(0),
             earlier: Vec::new(),
+            lost_snapshots: Vec::new(),
             kept: Complete::default(),
             unfinished: Vec::new(),
             spooling: Spooling::default(),
+            company: Company::default(),
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -403,7 +422,7 @@ impl Job {
 
     /// What its publications, slots and subscriptions are named after.
     pub fn named(&self) -> impl Iterator<Item = JobId> {
-        let earlier = self.earlier.iter().map(|epoch| epoch.id);
+        let earlier = self.earlier.iter().map(|epoch| epoch.replication.id);
         earlier.chain([self.id, self.replication().id])
     }
 
@@ -428,6 +447,8 @@ impl Job {
     #[must_use]
     pub fn spools(&self) -> bool {
         match self.spooling {
+            // What is left after a snapshot was lost is read live.
+            _ if self.epoch != Epoch(0) => false,
             Spooling::Spooled => true,
             Spooling::NoRoom => false,
             Spooling::Live | Spooling::Joined => self.spec.method == Method::TwoPhase,

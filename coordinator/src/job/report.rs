@@ -58,6 +58,7 @@ pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
         slowest_tables: slowest.tables.clone(),
         not_copied: not_copied(job),
         kept_until: job.kept_until(),
+        lost_snapshots: job.lost_snapshots.clone(),
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn good_agent(connection: Connection, holds: fn(&Command) -> bo
             CoordinatorMessage::Command {
                 id, job, command, ..
             } if !holds(&command) => perform(&mut sender, id, job, command).await,
-            CoordinatorMessage::Abort { id } => {
+            CoordinatorMessage::Abort { id, .. } => {
                 let outcome = Err(Fault::new(FaultKind::Cancelled, "aborted"));
                 finish(&mut sender, id, outcome).await
             }

@@ -6,12 +6,12 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::PeerReply;
 use steep_protocol::quic::{Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, JobId, Retry};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
 use super::Server;
 use crate::chunk::Sent;
-use crate::pg::PgError;
+use crate::pg::{PgError, Session};
 use crate::replication::fence;
 use crate::snapshot::{SourceJob, epochs, slot};
 use crate::task::Task;
@@ -27,14 +27,21 @@ impl Server {
         &self,
         entry: &SourceJob,
         job: JobId,
-        (from, into): (JobId, JobId),
+        (from, into): (Replication, JobId),
         cancel: CancellationToken,
     ) -> Result<PeerReply, Fault> {
         let fault = |error: PgError| error.to_fault(&self.node);
-        let task = self.epoch(job, from, cancel.clone())?;
-        let into = self.epoch(job, into, cancel)?.replication.name();
+        let into = self.epoch(job, Replication::of(into), cancel.clone())?;
+        let into = into.replication.name();
+        let task = self.epoch(job, from, cancel)?;
         let from = task.replication.name();
         let session = task.connect("fold").await?;
+        if !is_used_by(&session, &task.replication, &entry.target)
+            .await
+            .map_err(fault)?
+        {
+            return Err(self.no_epoch(job, &task.replication));
+        }
         let moved = epochs::move_tables(&session, &task.cancel, (&from, &into)).await;
         let mut left = moved.map_err(fault)?;
         if left.is_empty() {
@@ -67,22 +74,59 @@ impl Server {
     /// Drops the publication and slot of an epoch without tables.
     pub(super) async fn drop_epoch(
         &self,
+        entry: &SourceJob,
         job: JobId,
-        epoch: JobId,
+        epoch: Replication,
         cancel: CancellationToken,
     ) -> Result<PeerReply, Fault> {
-        slot::cleanup(&self.epoch(job, epoch, cancel)?, None).await?;
+        let task = self.epoch(job, epoch, cancel)?;
+        let session = task.connect("fold").await?;
+        let used = is_used_by(&session, &task.replication, &entry.target).await;
+        session.close().await;
+        // An earlier try may have dropped them.
+        if used.map_err(|error| error.to_fault(&self.node))? {
+            slot::cleanup(&task, None).await?;
+        }
         Ok(PeerReply::Noted)
     }
 
-    fn epoch(&self, job: JobId, epoch: JobId, cancel: CancellationToken) -> Result<Task, Fault> {
-        if !job.has_epoch(epoch) {
-            let text = format!("{epoch} is no epoch of job {job}");
-            return Err(Fault::new(FaultKind::BadRequest, text).on(&self.node));
+    /// The first epoch may be a snapshot that had a life of its own, with a slot for this job.
+    fn epoch(
+        &self,
+        job: JobId,
+        epoch: Replication,
+        cancel: CancellationToken,
+    ) -> Result<Task, Fault> {
+        let own = job.has_epoch(epoch.id) && epoch == Replication::of(epoch.id);
+        if !own && epoch != Replication::of_snapshot(SnapshotId(epoch.id.0), job) {
+            return Err(self.no_epoch(job, &epoch));
         }
         Ok(Task {
-            replication: Replication::of(epoch),
+            replication: epoch,
             ..self.task(job, cancel)
         })
     }
+
+    fn no_epoch(&self, job: JobId, epoch: &Replication) -> Fault {
+        let text = format!("{} is no epoch of job {job}", epoch.slot);
+        Fault::new(FaultKind::BadRequest, text).on(&self.node)
+    }
+}
+
+/// Whether a publication that is named after a snapshot belongs to that target's slot. Those that are named after a job
+/// are nobody else's.
+async fn is_used_by(
+    session: &Session,
+    replication: &Replication,
+    target: &NodeId,
+) -> Result<bool, PgError> {
+    if !replication.is_prepared() {
+        return Ok(true);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM steep_repl.init_slots
+        WHERE slot_name = $1 AND job = $2 AND target_node = $3)";
+    let job = replication.id.to_string();
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&replication.slot.as_str(), &job, &target.as_str()];
+    Ok(session.query_one(sql, &values).await?.try_get(0)?)
 }

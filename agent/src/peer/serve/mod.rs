@@ -339,7 +339,9 @@ impl Server {
             PeerRequest::MoveTables { job, from, into } => {
                 self.move_tables(entry, job, (from, into), cancel).await
             }
-            PeerRequest::DropEpoch { job, epoch } => self.drop_epoch(job, epoch, cancel).await,
+            PeerRequest::DropEpoch { job, epoch } => {
+                self.drop_epoch(entry, job, epoch, cancel).await
+            }
             PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) => {
                 let text = "the coordinator has named no shared snapshot for this request";
                 Err(Fault::new(FaultKind::Unauthorized, text).on(&self.node))

@@ -26,6 +26,8 @@ pub(super) async fn show(
     for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if terminal.json {
             print_json(&json::plan(target, spec.schema_mode, findings));
+        } else if let InitRequest::Resume(_) = wanted {
+            print(&findings::report(target, findings, terminal.out));
         } else {
             print(&findings::dry_run(target, findings, terminal.out));
         }
@@ -35,7 +37,7 @@ pub(super) async fn show(
     ))
 }
 
-/// Prints the statements that auto will run.
+/// Prints the statements that auto will run, or what a resume keeps and reads again.
 pub(super) async fn announce(
     client: &Client,
     wanted: &InitRequest,
@@ -43,6 +45,11 @@ pub(super) async fn announce(
     terminal: Terminal,
 ) -> Result<(), Failure> {
     if let InitRequest::Resume(_) = wanted {
+        if !terminal.json {
+            for (target, found) in request::look(wanted, client, signals).await? {
+                tell(findings::report(&target, &found, terminal.err).trim_end());
+            }
+        }
         return Ok(());
     }
     let auto = wanted

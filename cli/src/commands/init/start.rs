@@ -42,7 +42,10 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
 
     if args.dry_run {
-        let wanted = InitRequest::Copy(specs);
+        let wanted = match args.resume {
+            true => InitRequest::Resume(specs),
+            false => InitRequest::Copy(specs),
+        };
         return plan::show(client, &wanted, &mut signals, terminal).await;
     }
     let after_start = AfterStart::of(args.detach);

@@ -10,8 +10,8 @@ use steep_protocol::{NodeState, Phase};
 use super::panes;
 use super::theme::Theme;
 use super::widgets::{bar, cell, flow, put, seconds, spark, width, wrap};
-use crate::render::locks;
 use crate::render::progress::{left, phase_name, phase_work, retries, wire, workers};
+use crate::render::{clean, locks};
 use crate::units;
 use crate::watch::model::{Model, Node};
 
@@ -117,6 +117,10 @@ fn head(
     if let Some(view) = &node.progress {
         lines.push(overall(model, view, columns, theme));
         lines.extend(flow(amounts(view), columns, &dotted(theme)));
+        for note in notes(view) {
+            let text = wrap(&note, columns).into_iter().take(2);
+            lines.extend(text.map(|text| Line::styled(format!(" {text}"), theme.warning())));
+        }
         for (label, lock) in locks::lines(&view.detail.locks).into_iter().take(3) {
             let text = wrap(&format!("{label} {lock}"), columns)
                 .into_iter()
@@ -219,6 +223,19 @@ fn amounts(view: &ProgressView) -> Vec<Span<'static>> {
     }
     parts.extend(retries(view.detail.retries));
     parts.into_iter().map(Span::raw).collect()
+}
+
+/// What is out of the ordinary about the job's snapshot.
+fn notes(view: &ProgressView) -> Vec<String> {
+    let detail = &view.detail;
+    let spool = detail.spool_note.as_ref().map(|note| clean(note));
+    let lost = (detail.tables_kept > 0).then(|| {
+        format!(
+            "the snapshot was lost: {} tables that were complete are kept, the others are read again",
+            units::count(u64::from(detail.tables_kept))
+        )
+    });
+    spool.into_iter().chain(lost).collect()
 }
 
 fn dotted(theme: &Theme) -> String {

@@ -120,7 +120,10 @@ impl<S: Store> Driver<S> {
                 replication: snapshot.replication(),
                 command: compose(snapshot, running.work),
             },
-            Effect::Abort(id) => CoordinatorMessage::Abort { id },
+            Effect::Abort(command) => CoordinatorMessage::Abort {
+                id: command,
+                job: JobId(id.0),
+            },
             Effect::Forget(id) => CoordinatorMessage::Forget { id },
             told => return self.tell_snapshot(id, told, now),
         };
@@ -376,6 +379,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             target: spec.source.clone(),
             filter: spec.filter.clone(),
             epoch: Epoch(0),
+            restarts: 0,
             unfinished: Vec::new(),
             earlier: Vec::new(),
             export: Export::SlotAndSnapshot,

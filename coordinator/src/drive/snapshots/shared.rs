@@ -20,7 +20,7 @@ use super::Stored;
 use crate::job::machine::JobEvent;
 use crate::job::retry::seconds;
 use crate::job::time::after;
-use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage as JobStage, Step, Work};
+use crate::job::{COMMANDS_PER_JOB, Company, Job, Spooling, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::{Store, Write};
@@ -52,6 +52,7 @@ impl<S: Store> Driver<S> {
                 self.out.writes.push(Write::Node(Box::new(record.clone())));
             }
         }
+        self.keep_company(id);
         if !self.snapshots.contains_key(&id)
             && let Some(live) = self.jobs.get(&job)
         {
@@ -62,6 +63,23 @@ impl<S: Store> Driver<S> {
             self.advance(job, JobEvent::Sealed, now);
         }
         self.is_ready(id)
+    }
+
+    /// Notes with each job of that snapshot whether there are others.
+    fn keep_company(&mut self, id: SnapshotId) {
+        let jobs = self.jobs_of_shared(id);
+        let company = match jobs.len() {
+            0 | 1 => Company::Alone,
+            _ => Company::Others,
+        };
+        for job in jobs {
+            if let Some(live) = self.jobs.get_mut(&job)
+                && live.job.company != company
+            {
+                live.job.company = company;
+                self.out.writes.push(Write::Job(Box::new(live.job.clone())));
+            }
+        }
     }
 
     /// Whether that snapshot can be copied from now.

@@ -4,11 +4,12 @@
 
 use steep_protocol::limits::EPOCHS_MAX;
 use steep_protocol::message::agent::EarlierEpoch;
+use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, Lsn};
 
 use super::super::retry::RESTARTS_MAX;
-use super::super::{Attempt, Complete, Side, Work};
+use super::super::{Attempt, Company, Complete, Side, Work};
 use super::{Effect, Step, Turn};
 
 /// Whether that command belongs to a snapshot that is lost. It is being stopped, and its end is all that counts.
@@ -24,7 +25,8 @@ impl Turn {
 
     /// Whether the job has complete tables that are worth more than a fresh start.
     pub(super) fn keeps_tables(&self, step: Step) -> bool {
-        let own = self.job.spec.method == Method::Snapshot && self.job.shared.is_none();
+        let live = matches!(self.job.spec.method, Method::Snapshot | Method::TwoPhase);
+        let own = live && self.job.company == Company::Alone;
         let some = self.counted.complete.sum.bytes > ByteCount(0);
         own && step <= Step::Copy && some && self.job.epoch.0 < EPOCHS_MAX
     }
@@ -48,10 +50,16 @@ impl Turn {
     /// Closes the present epoch, if it has completed a table, and begins the next.
     pub(super) fn begin_epoch(&mut self, fault: Fault) {
         let complete = self.counted.complete;
+        let plan = self.job.attempt.plan.filter(|_| self.counted.planned > 0);
+        if let Some(plan) = plan {
+            self.note_lost(plan.lsn, &fault);
+        }
         if complete.tables > self.job.kept.tables {
-            let lsn = self.job.attempt.plan.map_or(Lsn(0), |plan| plan.lsn);
-            let id = self.job.replication().id;
-            self.job.earlier.push(EarlierEpoch { id, lsn });
+            let lsn = plan.map_or(Lsn(0), |plan| plan.lsn);
+            let replication = self.job.replication();
+            self.job.earlier.push(EarlierEpoch { replication, lsn });
+            // It copies the rest by itself, while the source holds its next snapshot open.
+            self.job.shared = None;
             self.job.epoch.0 += 1;
             self.job.kept = complete;
         }
@@ -61,6 +69,28 @@ impl Turn {
         self.job.running.retain(|r| r.work.side() == Side::Target);
         self.abort_all();
         self.effects.push(Effect::EpochBegins { fault });
+    }
+
+    fn note_lost(&mut self, lsn: Lsn, fault: &Fault) {
+        let (complete, kept) = (self.counted.complete, self.job.kept);
+        let lost = &mut self.job.lost_snapshots;
+        if lost.len() >= EPOCHS_MAX as usize {
+            lost.remove(0);
+        }
+        lost.push(LostSnapshot {
+            lsn,
+            tables: complete.tables.saturating_sub(kept.tables),
+            rows: complete.sum.rows.0.saturating_sub(kept.sum.rows.0),
+            bytes: complete.sum.bytes.0.saturating_sub(kept.sum.bytes.0),
+            bytes_again: self
+                .counted
+                .done
+                .bytes
+                .0
+                .saturating_sub(complete.sum.bytes.0),
+            lost_at: self.now,
+            reason: fault.message.clone(),
+        });
     }
 
     /// The present epoch's replication carries all tables.
@@ -76,5 +106,6 @@ impl Turn {
         self.job.earlier.clear();
         self.job.unfinished.clear();
         self.job.kept = Complete::default();
+        self.job.lost_snapshots.clear();
     }
 }

@@ -33,8 +33,13 @@ impl Turn {
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
             // The fence found the slot unusable, and nothing works without the slot.
             Retry::Never if work == Work::AwaitFence => self.fail(fault),
-            // Under the job's snapshot that table can never be read completely.
-            Retry::Never if fault.kind == FaultKind::SourceChanged => self.fail(fault),
+            // Under the job's snapshot that table can never be read completely, but those that are complete stay.
+            Retry::Never if fault.kind == FaultKind::SourceChanged => {
+                match self.needs_snapshot(step) && self.keeps_tables(step) {
+                    true => self.next_epoch(fault),
+                    false => self.fail(fault),
+                }
+            }
             // Which of the target's rows are not the source's, nobody can tell.
             Retry::Never if fault.kind == FaultKind::TargetChanged => self.fail(fault),
             Retry::Never => self.give_up(step, fault),
@@ -132,6 +137,9 @@ impl Turn {
             until,
             stop_by: after(self.now, STOP_LIMIT),
         });
+        if step == Step::PrepareTarget && self.job.epoch != Epoch(0) {
+            self.let_go_of(fault.clone());
+        }
         self.effects.push(Effect::Node(NodeEvent::Failed));
         self.effects.push(Effect::Finished(Finish::Failed(fault)));
     }

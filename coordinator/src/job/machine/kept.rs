@@ -7,7 +7,7 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{Fault, FaultKind};
 
 use super::super::handover::SlotFate;
-use super::super::{Awaited, Kept, Opened, Shown, Unreachable, Why, Witness};
+use super::super::{Awaited, Kept, Opened, ServerState, Shown, Unreachable, Why, Witness};
 use super::{
     Effect, Ending, JobEvent, NodeEvent, Process, Refused, SHOW_AFTER_CANCEL, STOP_LIMIT, Side,
     Snapshot, Stage, Step, Terms, Turn, Work, after,
@@ -54,7 +54,10 @@ impl Turn {
             JobEvent::SpoolLost { fault } => {
                 self.job.attempt.sealed = false;
                 if self.needs_snapshot(kept.step) {
-                    return self.keep_no_longer(&kept, &fault.message);
+                    if !self.keeps_tables(kept.step) {
+                        return self.keep_no_longer(&kept, &fault.message);
+                    }
+                    self.part_with_snapshot(&mut kept, fault);
                 }
             }
             JobEvent::SnapshotLost => {
@@ -104,6 +107,16 @@ impl Turn {
         let why = Fault::new(FaultKind::Failed, text).on(&self.job.spec.source);
         self.part_with_snapshot(kept, why);
         self.issue(Work::CloseSnapshot);
+    }
+
+    /// A job that failed before it could read anything under its snapshot takes another one when it is resumed, so
+    /// that the source need not hold this one open.
+    pub(super) fn let_go_of(&mut self, why: Fault) {
+        if let Stage::Kept(mut kept) = self.job.stage.clone() {
+            self.part_with_snapshot(&mut kept, why);
+            self.job.stage = Stage::Kept(kept);
+            self.issue(Work::CloseSnapshot);
+        }
     }
 
     /// A resume takes another snapshot, for the tables that are not complete.
@@ -159,6 +172,12 @@ impl Turn {
             self.job.restarts = 0;
         }
         self.job.opened = Opened::No;
+        // An outage that goes on counts from now.
+        for end in [&mut self.job.source, &mut self.job.target] {
+            if let ServerState::Silent { since, .. } = &mut end.server {
+                *since = self.now;
+            }
+        }
         self.effects.push(Effect::Resumed);
         let step = match kept.step {
             Step::NativeCopy | Step::Converge => Step::Subscribe,

@@ -32,6 +32,7 @@ mod prepared;
 mod privileges;
 mod receiver;
 mod replicability;
+mod resumed;
 mod schema;
 mod servers;
 mod spool;
@@ -45,6 +46,7 @@ use std::cmp::Reverse;
 
 pub use identity::risks;
 pub use prepared::standing;
+pub use resumed::resumed;
 pub use spool::NO_ROOM;
 
 use steep_protocol::NodeId;

@@ -12,6 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::facts::SettingScope;
+use super::handover::Replication;
 use super::job::Compression;
 use super::schema::SchemaPage;
 use crate::wire::{
@@ -99,8 +100,8 @@ pub enum PeerRequest {
     MoveTables {
         /// The job.
         job: JobId,
-        /// The earlier epoch.
-        from: JobId,
+        /// The earlier epoch's.
+        from: Replication,
         /// The present one.
         into: JobId,
     },
@@ -109,8 +110,8 @@ pub enum PeerRequest {
     DropEpoch {
         /// The job.
         job: JobId,
-        /// The epoch.
-        epoch: JobId,
+        /// The epoch's.
+        epoch: Replication,
     },
 }
 

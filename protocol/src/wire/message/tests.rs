@@ -220,7 +220,7 @@ fn a_name_that_breaks_its_rule_does_not_decode() {
 
 #[test]
 fn trailing_bytes_are_refused() {
-    let mut bytes = encode(&CoordinatorMessage::Abort { id: CommandId(1) }).unwrap();
+    let mut bytes = encode(&CoordinatorMessage::Forget { id: CommandId(1) }).unwrap();
     bytes.push(0);
     assert!(matches!(
         decode::<CoordinatorMessage>(&bytes),

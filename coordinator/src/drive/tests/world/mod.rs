@@ -304,12 +304,11 @@ impl World {
                             agent.at_work.insert(command, (job, what));
                         }
                     }
-                    CoordinatorMessage::Abort { id: command } => {
-                        if agent.at_work.remove(&command).is_some() {
-                            let outcome = Err(Fault::new(FaultKind::Cancelled, "aborted"));
-                            agent.kept.insert(command, outcome.clone());
-                            again.push((id.clone(), command, outcome));
-                        }
+                    CoordinatorMessage::Abort { id: command, .. } => {
+                        agent.at_work.remove(&command);
+                        let aborted = || Err(Fault::new(FaultKind::Cancelled, "aborted"));
+                        let outcome = agent.kept.entry(command).or_insert_with(aborted);
+                        again.push((id.clone(), command, outcome.clone()));
                     }
                     CoordinatorMessage::Forget { id } => {
                         agent.kept.remove(&id);

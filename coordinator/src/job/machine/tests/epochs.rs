@@ -1,7 +1,10 @@
 //! A job whose snapshot was lost goes on with another one.
 
 use super::*;
+use steep_protocol::SnapshotId;
+
 use crate::job::retry::RESTARTS_MAX;
+use crate::job::{Company, Spooling};
 
 /// A job in mid-copy with a complete table.
 fn in_mid_copy() -> World {
@@ -38,7 +41,12 @@ fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
     world.end_one(Side::Source, 0, false);
     assert!(!world.work_of(Side::Target).contains(&Work::PrepareTarget));
     world.until(Work::Fold);
-    let earlier: Vec<JobId> = world.job.earlier.iter().map(|epoch| epoch.id).collect();
+    let earlier: Vec<JobId> = world
+        .job
+        .earlier
+        .iter()
+        .map(|epoch| epoch.replication.id)
+        .collect();
     assert_eq!(earlier, [first.id]);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
@@ -67,6 +75,61 @@ fn a_snapshot_that_completed_no_table_leaves_no_epoch_behind() {
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
     assert!(!cleaned(&world));
+}
+
+#[test]
+fn a_command_that_never_reached_its_agent_is_not_waited_for_once_its_snapshot_is_lost() {
+    let mut world = World::new(Method::Snapshot);
+    world.half = Complete {
+        tables: 1,
+        sum: PART,
+    };
+    world.until(Work::OpenSource);
+    world.down(Side::Target);
+    world.end_one(Side::Source, 0, false);
+    assert!(world.job.is_running(Work::PrepareTarget));
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    world.run_on();
+    world.up(Side::Target);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_table_that_changed_on_the_source_costs_no_complete_one() {
+    let mut world = in_mid_copy();
+    let side = Work::Copy.side();
+    let at = world.work_of(side).iter().position(|w| *w == Work::Copy);
+    let fault = Fault::new(FaultKind::SourceChanged, "table t was truncated");
+    world.end_with(side, at.unwrap(), Some(fault));
+    assert_eq!((world.job.kept.tables, world.job.epoch.0), (1, 1));
+    assert_eq!(opened(&world), 2);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!cleaned(&world));
+}
+
+#[test]
+fn a_snapshot_that_others_share_costs_all_and_one_that_is_its_own_only_what_had_begun() {
+    for (company, kept) in [(Company::Alone, 1), (Company::Others, 0)] {
+        let mut world = in_mid_copy();
+        world.job.shared = Some(SnapshotId(70));
+        world.job.spooling = Spooling::Spooled;
+        world.job.company = company;
+        let shared = world.job.replication();
+        let fault = Fault::new(FaultKind::StoreDamaged, "the spool is gone");
+        world.apply(JobEvent::SpoolLost { fault }).unwrap();
+        assert_eq!(world.job.kept.tables, kept);
+        let again = matches!(world.job.stage, Stage::Ending(_));
+        assert_eq!(again, company == Company::Others);
+        if company == Company::Alone {
+            assert_eq!(world.job.earlier[0].replication, shared);
+            assert!(!world.job.spools() && world.job.snapshot().is_none());
+            world.run_on();
+            assert_eq!(world.finishes, [Finish::Synchronized]);
+        }
+    }
 }
 
 #[test]
@@ -168,6 +231,26 @@ fn a_job_whose_source_stays_away_keeps_its_tables() {
     world.kill(Side::Source);
     world.up(Side::Source);
     world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_later_snapshot_that_cannot_be_used_is_closed_and_another_is_taken_by_a_resume() {
+    let mut world = in_mid_copy();
+    world.lose_snapshot();
+    world.until(Work::PrepareTarget);
+    let at = world
+        .work_of(Side::Target)
+        .iter()
+        .position(|w| *w == Work::PrepareTarget);
+    let fault = Fault::new(FaultKind::SchemaMismatch, "table t was altered");
+    world.end_with(Side::Target, at.unwrap(), Some(fault));
+    assert!(world.job.kept_until().is_some());
+    world.run_on();
+    assert!(!world.agent(Side::Source).snapshot, "it is still held open");
+    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    assert_eq!(opened(&world), 3);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }

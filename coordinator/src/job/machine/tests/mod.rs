@@ -181,7 +181,16 @@ impl World {
                     agent.at_work.push((id, work));
                 }
             }
-            Effect::Abort { id, side } => self.agent(side).aborted.push(id),
+            Effect::Abort { id, side } => {
+                let running = self.job.running.iter().find(|r| r.id == id);
+                let running = running.map(|r| (r.id, r.work));
+                let agent = self.agent(side);
+                agent.aborted.push(id);
+                // An agent ends one that it has not heard of, too.
+                if let Some(unknown) = running.filter(|r| !agent.at_work.contains(r)) {
+                    agent.at_work.extend(agent.online.then_some(unknown));
+                }
+            }
             Effect::Node(event) => {
                 self.node = transition(self.node, event).expect("the node's relation");
                 self.nodes.push(self.node);

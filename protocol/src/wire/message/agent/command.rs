@@ -243,6 +243,8 @@ pub struct OpenSource {
     pub filter: TableFilter,
     /// Which of the job's snapshots this is.
     pub epoch: Epoch,
+    /// How often the job has taken another snapshot: one that is open from before is closed.
+    pub restarts: u8,
     /// After the first epoch, the tables that are still to be copied; they leave the earlier epochs' publications.
     pub unfinished: Vec<TableName>,
     /// The earlier epochs.
@@ -272,20 +274,12 @@ pub enum RowsAs {
 
 /// A snapshot of a job that was lost before all was copied: the tables that were complete follow the source by a slot
 /// at its position, until they are folded into the present epoch's replication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EarlierEpoch {
-    /// What its publication, slot and subscription are named after.
-    pub id: JobId,
+    /// Its publication, slot and subscription.
+    pub replication: Replication,
     /// Its consistent point.
     pub lsn: Lsn,
-}
-
-impl EarlierEpoch {
-    /// Its publication, slot and subscription.
-    #[must_use]
-    pub fn replication(&self) -> Replication {
-        Replication::of(self.id)
-    }
 }
 
 /// Arguments of [`TargetCommand::Prepare`].
@@ -295,6 +289,8 @@ pub struct PrepareTarget {
     pub source: PeerAddress,
     /// The snapshot of the plan. After the first, the schema is there, and the plan's tables are emptied.
     pub epoch: Epoch,
+    /// After the first epoch, the tables that were to be copied.
+    pub unfinished: Vec<TableName>,
     /// The tables.
     pub filter: TableFilter,
     /// What to do about existing rows.

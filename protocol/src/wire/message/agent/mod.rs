@@ -106,10 +106,12 @@ pub enum CoordinatorMessage {
         /// The command.
         command: Command,
     },
-    /// Cancel that command; it ends with a fault of kind `Cancelled`. Unknown ids are ignored.
+    /// Cancel that command; it ends with a fault of kind `Cancelled`, also where the agent has not heard of it.
     Abort {
         /// Its id.
         id: CommandId,
+        /// The job it belongs to.
+        job: JobId,
     },
     /// The outcome is stored; the agent can drop it.
     Forget {

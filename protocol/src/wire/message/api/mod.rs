@@ -14,7 +14,7 @@ use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
 use super::snapshot::{LoadedSnapshot, SnapshotView, VerifiedSnapshot};
-use crate::wire::{Fault, JobId, NodeId, NodeState, Phase, SnapshotId};
+use crate::wire::{Fault, JobId, Lsn, NodeId, NodeState, Phase, SnapshotId};
 
 /// What the coordinator answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -441,6 +441,28 @@ pub struct Report {
     /// Until when a failed job keeps what it has, where it does.
     #[serde(default)]
     pub kept_until: Option<Timestamp>,
+    /// Snapshots that were lost before everything was read, in order.
+    #[serde(default)]
+    pub lost_snapshots: Vec<LostSnapshot>,
+}
+
+/// A snapshot that was lost before everything was read, and what the job has kept of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostSnapshot {
+    /// Its consistent point.
+    pub lsn: Lsn,
+    /// Tables that were completed under it.
+    pub tables: u32,
+    /// Their rows.
+    pub rows: u64,
+    /// Their COPY bytes.
+    pub bytes: u64,
+    /// COPY bytes of other tables that are read again.
+    pub bytes_again: u64,
+    /// When it was lost.
+    pub lost_at: Timestamp,
+    /// Why.
+    pub reason: String,
 }
 
 /// How long a table took, from its first row to the commit of its last part.

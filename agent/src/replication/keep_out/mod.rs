@@ -9,6 +9,13 @@
 //! transaction, and an entry is deleted only together with that trigger, under a lock, while its row in
 //! `pg_trigger` is still that transaction's. Any change in between writes the row anew, also one that was
 //! undone. An entry that outlives its trigger is of a table that others could write to.
+//!
+//! No trigger fires for a statement that rewrites values (`ALTER COLUMN .. TYPE .. USING`) or attaches a
+//! table with rows. So the entry also has the transactions that last altered the columns, and the tables below,
+//! and goes only while both are the same. Keys that the job itself builds alter columns too: from then on a
+//! changed column counts only together with another file.
+
+mod notes;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,6 +24,8 @@ use steep_protocol::message::facts::{Finding, Listed};
 use steep_protocol::{Fault, FaultKind, JobId, Retry, TableName};
 use tokio_postgres::error::SqlState;
 
+pub(crate) use self::notes::held;
+use self::notes::{judged, note};
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::pg::PgError;
@@ -35,25 +44,11 @@ const NAMED: usize = 5;
 
 const TRIGGER: &str = "steep_repl_keep_out";
 
-/// Notes the triggers that this transaction has set on the tables `$2`.
-const NOTE: &str = "INSERT INTO steep_repl.guards
-        (job, relation, trigger_oid, set_by, schema_name, table_name)
-    SELECT $1, c.oid, t.oid, t.xmin, n.nspname, c.relname
-    FROM unnest($2::text[]) AS g (name) JOIN pg_class c ON c.oid = g.name::regclass
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = $3
-    ON CONFLICT (job, relation) DO UPDATE SET trigger_oid = excluded.trigger_oid,
-        set_by = excluded.set_by";
-
 struct Guarded {
     name: TableName,
     /// Its rows are loaded; otherwise it is above such a table.
     planned: bool,
 }
-
-/// Whether the trigger `t` is as noted in `g`, and of the table that rows are loaded into.
-const SOUND: &str = "t.oid = g.trigger_oid AND t.tgrelid = g.relation AND t.xmin = g.set_by
-    AND g.relation = to_regclass(format('%I.%I', g.schema_name, g.table_name))";
 
 /// Whether guards are noted here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +87,21 @@ pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> 
         Err(error) => return Err(conn.fault(&error)),
     }
     let tables = tables(conn, job).await?;
+    set_on(conn, job, &tables).await
+}
+
+/// Guards some of the job's tables anew, which were emptied and are loaded again.
+pub(crate) async fn set_again(
+    conn: &Conn,
+    job: JobId,
+    emptied: &HashSet<&TableName>,
+) -> Result<Vec<Finding>, Fault> {
+    let mut tables = tables(conn, job).await?;
+    tables.retain(|table| emptied.contains(&table.name));
+    set_on(conn, job, &tables).await
+}
+
+async fn set_on(conn: &Conn, job: JobId, tables: &[Guarded]) -> Result<Vec<Finding>, Fault> {
     let (mut written, mut open) = (Vec::new(), Vec::new());
     let mut why = String::new();
     for batch in tables.chunks(BATCH) {
@@ -196,7 +206,7 @@ async fn guard(
         conn.attempt(&format!("BEGIN; {}", triggers.join("; ")))
             .await?;
         let names: Vec<String> = tables.iter().map(|table| table.name.quoted()).collect();
-        conn.fetch(NOTE, &[&job.to_string(), &names, &TRIGGER])
+        conn.fetch(&note(), &[&job.to_string(), &names, &TRIGGER])
             .await?;
         // A file of no bytes holds no row, and to ask for its size is cheaper than to plan a query.
         let planned: Vec<String> = tables
@@ -311,13 +321,16 @@ fn removal(job: JobId, triggers: &[Set], notes: Notes) -> String {
             .map(|set| set.relation.to_string())
             .collect();
         // Looks up each note by its key, whatever the planner thinks of a table that was filled just now.
-        sql.push_str(&format!(
-            "DELETE FROM steep_repl.guards WHERE ctid = ANY (ARRAY(
-                SELECT g.ctid FROM unnest(ARRAY[{}]::oid[]) AS n (oid) CROSS JOIN LATERAL (
-                    SELECT a.ctid, a.* FROM steep_repl.guards a WHERE a.job = '{job}' AND a.relation = n.oid
-                    OFFSET 0) AS g
-                JOIN pg_trigger t ON {SOUND}));\n",
+        let noted = format!(
+            "SELECT g.* FROM unnest(ARRAY[{}]::oid[]) AS n (relation) CROSS JOIN LATERAL (
+                SELECT a.ctid AS place, a.* FROM steep_repl.guards a
+                WHERE a.job = '{job}' AND a.relation = n.relation OFFSET 0) AS g",
             oids.join(", ")
+        );
+        sql.push_str(&format!(
+            "{} DELETE FROM steep_repl.guards
+            WHERE ctid = ANY (ARRAY(SELECT place FROM judged WHERE change IS NULL));\n",
+            judged(&noted)
         ));
     }
     let drops = triggers
@@ -328,44 +341,9 @@ fn removal(job: JobId, triggers: &[Set], notes: Notes) -> String {
     sql
 }
 
-/// Fails where a guard has not stayed as it was set until it was lifted.
-pub(crate) async fn held(conn: &Conn, job: JobId) -> Result<(), Fault> {
-    let sql = "SELECT schema_name, table_name FROM steep_repl.guards WHERE job = $1 ORDER BY 1, 2";
-    broken(conn, job, sql).await
-}
-
-/// As [`held`], while the guards are there.
-pub(crate) async fn hold(conn: &Conn, job: JobId) -> Result<(), Fault> {
-    let sql = format!(
-        "SELECT g.schema_name, g.table_name FROM steep_repl.guards g LEFT JOIN pg_trigger t ON {SOUND}
-        WHERE g.job = $1 AND t.oid IS NULL ORDER BY 1, 2"
-    );
-    broken(conn, job, &sql).await
-}
-
 /// The table in the first two columns.
 fn table(row: &tokio_postgres::Row) -> Option<TableName> {
     TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()
-}
-
-async fn broken(conn: &Conn, job: JobId, sql: &str) -> Result<(), Fault> {
-    if !job_records::notes_guards(conn).await? {
-        return Ok(());
-    }
-    let rows = conn.rows(sql, &[&job.to_string()]).await?;
-    let names = rows.iter().filter_map(table).map(|table| table.to_string());
-    let names: Vec<String> = names.collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let text = format!(
-        "somebody has dropped, disabled or altered {TRIGGER}, which keeps others from writing while rows \
-         are loaded, or its table: {}; which rows there are the source's cannot be proved any more",
-        few(&names)
-    );
-    let next = "what was copied is removed; see that nobody else changes this node's tables until it is \
-                synchronized, then run init again";
-    Err(conn.own(Fault::new(FaultKind::TargetChanged, text).hint(next)))
 }
 
 #[cfg(test)]
