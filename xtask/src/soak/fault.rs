@@ -119,8 +119,8 @@ impl Phase {
     pub(super) fn delay_max(self) -> Duration {
         Duration::from_millis(match self {
             Self::CopyingEarly | Self::Indexing | Self::Synchronized => 2_000,
-            Self::Storing | Self::CopyingLate | Self::CatchingUp => 1_000,
-            Self::Cancelling | Self::Folding => 500,
+            Self::Storing | Self::CatchingUp => 1_000,
+            Self::Cancelling | Self::CopyingLate | Self::Folding => 500,
             Self::Preparing | Self::Schema | Self::Subscribing => 200,
         })
     }

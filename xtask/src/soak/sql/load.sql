@@ -3,8 +3,8 @@
 \set slot random(1, 200)
 \set parted random(1, 8000)
 \set region random(1, 4)
-\set large random(1, 14000)
-\set wide random(1, 10000)
+\set large random(1, 12000)
+\set wide random(1, 11000)
 \set small random(1, 100)
 \set which random(1, 4)
 BEGIN \;

@@ -43,10 +43,10 @@ CREATE TABLE soak.large (
     amount bigint NOT NULL,
     body text NOT NULL
 );
-INSERT INTO soak.large SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 14000) AS n;
+INSERT INTO soak.large SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 12000) AS n;
 CREATE INDEX large_amount ON soak.large (amount);
 CREATE TABLE soak.wide (id integer PRIMARY KEY, amount bigint NOT NULL, body text NOT NULL);
-INSERT INTO soak.wide SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 10000) AS n;
+INSERT INTO soak.wide SELECT n, 0, repeat(md5(n::text), 30) FROM generate_series(1, 11000) AS n;
 
 -- Small tables: rows of each are deleted and come back.
 SELECT format('CREATE TABLE soak.small_%1$s (id integer PRIMARY KEY, amount bigint NOT NULL);
