@@ -3,7 +3,7 @@
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
 //! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
-//! other users; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
+//! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
 //! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
 //! traces and logs.
 //!
@@ -27,6 +27,7 @@ pub mod pg;
 mod pip;
 pub mod ports;
 pub mod process;
+pub mod relay;
 pub mod residue;
 pub mod sample;
 pub mod schema;

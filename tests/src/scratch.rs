@@ -44,7 +44,7 @@ impl Scratch {
     /// # Errors
     /// It cannot be created.
     pub fn in_memory() -> Result<Self> {
-        Self::within(memory().unwrap_or_else(disk))
+        Self::within(memory_or_disk())
     }
 
     fn within(base: PathBuf) -> Result<Self> {
@@ -72,6 +72,12 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// Where servers keep their data best that are soon removed: in memory, where the machine has enough.
+#[must_use]
+pub fn memory_or_disk() -> PathBuf {
+    memory().unwrap_or_else(disk)
 }
 
 /// The directory for temporary files, unless socket paths in it would be too long (107 bytes,

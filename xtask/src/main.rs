@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo | test | bench | pictures`.
+//! The project's own commands: `cargo xtask demo | test | bench | soak | pictures`.
 
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ mod cargo;
 mod demo;
 mod interrupt;
 mod pictures;
+mod soak;
 mod test;
 mod units;
 
@@ -29,6 +30,8 @@ enum Command {
     Test(test::Arguments),
     /// Compares the product with other ways to copy a database
     Bench(bench::Arguments),
+    /// Strikes jobs under a write load with faults, and looks for lost rows
+    Soak(soak::Arguments),
     /// Makes the pictures of README.md again, from a real run
     Pictures(pictures::Arguments),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),
     });
     match outcome {

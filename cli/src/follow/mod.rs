@@ -136,7 +136,7 @@ impl<'a> Follower<'a> {
                 left
             }
             Err(failure) => {
-                self.display.failed(&self.running(), &failure);
+                self.display.failed(&self.running(), &self.jobs, &failure);
                 Outcome::Ended(failure.exit_code())
             }
         }

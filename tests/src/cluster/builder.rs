@@ -221,6 +221,8 @@ impl Builder {
             role: None,
             elsewhere: None,
             replicates_from: None,
+            coordinator: None,
+            replication_port: None,
             dials: Dials::default(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             agent_environment: variables

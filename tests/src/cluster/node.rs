@@ -28,6 +28,10 @@ pub struct Node {
     pub(super) elsewhere: Option<String>,
     /// The database that other servers are sent to, if not the agent's own.
     pub(super) replicates_from: Option<String>,
+    /// Where the agent dials the coordinator, if not at its own address.
+    pub(super) coordinator: Option<String>,
+    /// The port that other servers are sent to, if not the server's own.
+    pub(super) replication_port: Option<u16>,
     pub(super) dials: Dials,
     pub(super) has_data_dir: bool,
     pub(super) agent_arguments: Vec<String>,
@@ -114,6 +118,25 @@ impl Node {
         self.replicates_from = database.map(str::to_owned);
     }
 
+    /// Sets the port of `--replication-conninfo` from the next start on, such as that of a relay.
+    pub fn set_replication_port(&mut self, port: u16) {
+        self.replication_port = Some(port);
+    }
+
+    /// Sets where the agent dials the coordinator from the next start on, such as at a relay.
+    pub fn set_coordinator(&mut self, address: String) {
+        self.coordinator = Some(address);
+    }
+
+    /// Gives the agent another port from the next start on.
+    ///
+    /// # Errors
+    /// None is free.
+    pub fn move_agent(&mut self) -> Result<()> {
+        self.port = Port::take()?;
+        Ok(())
+    }
+
     /// Sets a variable in the agent's environment from the next start on.
     pub fn set_agent_variable(&mut self, name: &str, value: &str) {
         self.agent_environment
@@ -121,11 +144,15 @@ impl Node {
     }
 
     fn replication_conninfo(&self) -> String {
-        match &self.replicates_from {
-            // The last of two counts.
-            Some(database) => format!("{} dbname={database}", self.conninfo()),
-            None => self.conninfo(),
+        // The last of two counts.
+        let mut conninfo = self.conninfo();
+        if let Some(database) = &self.replicates_from {
+            conninfo.push_str(&format!(" dbname={database}"));
         }
+        if let Some(port) = self.replication_port {
+            conninfo.push_str(&format!(" port={port}"));
+        }
+        conninfo
     }
 
     fn conninfo(&self) -> String {
@@ -159,6 +186,7 @@ impl Node {
     ) -> Result<()> {
         let address = self.port.address();
         let advertise = self.advertise.as_deref().unwrap_or(&address);
+        let coordinator = self.coordinator.as_deref().unwrap_or(coordinator);
         let password = self.password.as_deref().unwrap_or(self.server.password());
         let mut command = Command::new(binary);
         command

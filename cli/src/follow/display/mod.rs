@@ -4,6 +4,7 @@
 mod bars;
 mod lines;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use steep_protocol::message::api::{EndView, EventView, ProgressView};
@@ -147,11 +148,16 @@ impl Display {
         }
     }
 
-    /// Reports a failure for the job it names, or for all jobs.
-    pub(super) fn failed(&self, jobs: &[NodeId], failure: &Failure) {
+    /// Reports a failure for the target it names, or for all targets. What is known of their jobs has begun.
+    pub(super) fn failed(
+        &self,
+        targets: &[NodeId],
+        jobs: &BTreeMap<NodeId, JobId>,
+        failure: &Failure,
+    ) {
         if let Output::Json = self.output {
-            for node in failure.concerns(jobs) {
-                print_json(&json::not_begun(&failure.0, node));
+            for node in failure.concerns(targets) {
+                print_json(&json::unfollowed(&failure.0, node, jobs.get(node).copied()));
             }
         }
         tell(&failure::render(&failure.0, self.errors));

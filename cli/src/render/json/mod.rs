@@ -309,6 +309,17 @@ pub(crate) fn detached(node: &NodeId, job: JobId) -> Value {
     json!({ "event": "init.detached", "node_id": node, "job_id": job.to_string() })
 }
 
+/// A job that is not followed to its end. One that has begun goes on without the connection to the coordinator:
+/// nobody knows here that it failed.
+pub(crate) fn unfollowed(fault: &Fault, target: &NodeId, job: Option<JobId>) -> Value {
+    match job {
+        Some(job) if fault.kind == FaultKind::Unreachable => {
+            joined(detached(target, job), cause(fault))
+        }
+        _ => not_begun(fault, target),
+    }
+}
+
 /// A node whose job was cancelled.
 pub(crate) fn cancelled(node: &NodeId) -> Value {
     json!({ "event": "init.cancelled", "node_id": node, "state": NodeState::Uninitialized })

@@ -78,6 +78,22 @@ fn a_bad_end_is_init_failed_with_its_hint() {
 }
 
 #[test]
+fn a_job_whose_coordinator_is_away_has_not_failed() {
+    let node = NodeId::parse("node_b").unwrap();
+    let away = Fault::new(FaultKind::Unreachable, "nobody answers").hint("look later");
+    let begun = unfollowed(&away, &node, Some(JobId(7)));
+    assert_eq!(begun["event"], "init.detached");
+    assert_eq!(begun["job_id"], JobId(7).to_string());
+    assert_eq!(begun["error_message"], "nobody answers");
+    assert_eq!(begun["hint"], "look later");
+    // Without a job, and where it was said that the job is not to be, it is a failure.
+    assert_eq!(unfollowed(&away, &node, None)["event"], "init.failed");
+    let refused = Fault::new(FaultKind::Failed, "no");
+    let refused = unfollowed(&refused, &node, Some(JobId(7)));
+    assert_eq!(refused["event"], "init.failed");
+}
+
+#[test]
 fn a_load_is_completed_and_says_that_it_is_one() {
     let mut view = samples::end();
     view.state = NodeState::Uninitialized;
