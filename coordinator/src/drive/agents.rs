@@ -220,9 +220,13 @@ impl<S: Store> Driver<S> {
                 };
                 // Watchers must see the lag without delay.
                 self.out.observed |= agent.observed != observed;
+                let back = matches!(agent.observed.postgres, Some(Err(_))) && version.is_some();
                 agent.observed = observed;
                 let lost = agent.observed.lost_snapshots.clone();
                 self.check_snapshots(node, &lost, now);
+                if back {
+                    self.snapshots_hurry(node, now);
+                }
                 self.note_version(node, version);
                 self.check_jobs(node, now);
                 self.check_locks(node, now);

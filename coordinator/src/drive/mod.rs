@@ -13,6 +13,7 @@ mod admit;
 mod agents;
 mod audit;
 mod carried;
+mod clock;
 mod columns;
 mod compose;
 mod doctor;
@@ -50,7 +51,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
 use steep_protocol::message::api::{Afterwards, AuditView, EndView, ProgressSample};
@@ -77,6 +78,7 @@ use crate::job::time::after;
 use crate::job::{Job, Side, preflight};
 use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
+use clock::Clock;
 use gauges::Counters;
 
 /// Batches of agents' messages that may wait: few, since a message can be long.
@@ -211,6 +213,8 @@ pub struct Driver<S> {
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
+    /// Draws a job's id. A parameter, so that a simulation can be repeated.
+    draw_id: fn() -> JobId,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -231,36 +235,20 @@ pub struct Driver<S> {
     asks: mpsc::Receiver<Ask>,
 }
 
-/// Wall time that never jumps: read once, then advanced by the monotonic clock, so that correcting the
-/// system clock times out no job or agent.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    began: Timestamp,
-    instant: Instant,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self {
-            began: Timestamp::now(),
-            instant: Instant::now(),
-        }
-    }
-
-    fn now(self) -> Timestamp {
-        SignedDuration::try_from(self.instant.elapsed())
-            .ok()
-            .and_then(|elapsed| self.began.checked_add(elapsed).ok())
-            .unwrap_or(Timestamp::MAX)
-    }
-}
-
 impl<S: Store> Driver<S> {
     /// Loads the store. Active jobs continue when their agents reconnect; `bounds` apply to them too.
     ///
     /// # Errors
     /// [`StoreError`] if the store cannot be read.
-    pub fn new(mut store: S, bounds: Bounds) -> Result<(Self, Handle), StoreError> {
+    pub fn new(store: S, bounds: Bounds) -> Result<(Self, Handle), StoreError> {
+        Self::with_clock(store, bounds, Clock::start())
+    }
+
+    fn with_clock(
+        mut store: S,
+        bounds: Bounds,
+        clock: Clock,
+    ) -> Result<(Self, Handle), StoreError> {
         let loaded = store.load()?;
         let (agent_sender, agents) = mpsc::channel(AGENT_QUEUE);
         let (ask_sender, asks) = mpsc::channel(ASK_QUEUE);
@@ -272,7 +260,7 @@ impl<S: Store> Driver<S> {
             .collect();
         let mut driver = Self {
             store,
-            clock: Clock::start(),
+            clock,
             rules: Rules {
                 judge: preflight::judge,
                 bounds,
@@ -299,6 +287,7 @@ impl<S: Store> Driver<S> {
             swept: BTreeMap::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
+            draw_id: || JobId(rand::random()),
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,

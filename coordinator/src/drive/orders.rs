@@ -186,7 +186,7 @@ impl<S: Store> Driver<S> {
     /// A random id that no job in memory has.
     pub(super) fn new_job_id(&self) -> JobId {
         loop {
-            let id = JobId(rand::random());
+            let id = (self.draw_id)();
             if !self.jobs.contains_key(&id) {
                 return id;
             }

@@ -100,6 +100,7 @@ impl<S: Store> Driver<S> {
     /// What a job waits for.
     fn waiting(&self, live: &Live, now: Timestamp) -> Option<WaitingView> {
         retry::waiting(&live.job, &self.rules.patience, now)
+            .or_else(|| self.waiting_for_snapshot(&live.job, now))
             .or_else(|| live.health.waiting(&live.job, now))
     }
 

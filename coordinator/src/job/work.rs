@@ -178,7 +178,7 @@ pub enum Step {
     Fold,
     /// Compare the totals of the ledger, the source and the coordinator.
     Prove,
-    /// Remove the ledger.
+    /// Remove the ledger and what else the target notes about the job.
     Release,
 }
 
@@ -213,7 +213,7 @@ const LOAD: [Step; 10] = [
 ];
 
 /// Those of [`Method::Native`].
-const NATIVE: [Step; 7] = [
+const NATIVE: [Step; 8] = [
     Step::GatherSource,
     Step::GatherTarget,
     Step::OpenSource,
@@ -221,6 +221,7 @@ const NATIVE: [Step; 7] = [
     Step::Subscribe,
     Step::NativeCopy,
     Step::Converge,
+    Step::Release,
 ];
 
 /// Those of [`Method::Backup`].

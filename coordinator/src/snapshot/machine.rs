@@ -28,6 +28,8 @@ pub enum Event {
         /// Whether this process holds the snapshot open.
         held: bool,
     },
+    /// The source's PostgreSQL answers again.
+    ServerBack,
     /// A command ended.
     Ended {
         /// Its id.
@@ -93,6 +95,11 @@ impl Snapshot {
         match event {
             Event::Begin => self.issue(Work::Open, out),
             Event::Up { incarnation, held } => self.up(incarnation, held, now, out),
+            Event::ServerBack => {
+                if let Some(trouble) = &mut self.trouble {
+                    trouble.again = now.min(trouble.again);
+                }
+            }
             Event::Ended { id, outcome } => self.ended(id, *outcome, budget, now, out),
             Event::Lost => self.lost(now, out),
             Event::SlotGone { why } => self.slot_gone(why, now, out),

@@ -31,7 +31,7 @@ const REMOVAL_TRIES: u32 = 4;
 
 /// A snapshot in memory.
 pub(super) struct Stored {
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     /// What its agent last reported.
     progress: Option<WorkProgress>,
     /// The highest percentage that its agent has reported while it was stored.
@@ -262,6 +262,13 @@ impl<S: Store> Driver<S> {
         for id in self.snapshots_of(node) {
             let held = open.contains(&JobId(id.0));
             self.step_snapshot(id, Event::Up { incarnation, held }, now);
+        }
+    }
+
+    /// The source's PostgreSQL answers again: what failed is tried again at once.
+    pub(in crate::drive) fn snapshots_hurry(&mut self, node: &NodeId, now: Timestamp) {
+        for id in self.snapshots_of(node) {
+            self.step_snapshot(id, Event::ServerBack, now);
         }
     }
 

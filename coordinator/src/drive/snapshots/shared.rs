@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::SharedParts;
+use steep_protocol::message::api::{WaitingView, WaitsFor};
 use steep_protocol::message::job::Method;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, SnapshotId};
@@ -195,6 +196,33 @@ impl<S: Store> Driver<S> {
         let opens = running.any(|r| r.id == command && r.work == Work::OpenSource);
         let shared = job.shared.and_then(|id| self.snapshots.get(&id));
         opens && shared.is_some_and(|stored| !stored.snapshot.is_ready())
+    }
+
+    /// What a job waits for that waits for its snapshot, which could not be opened and is tried again.
+    pub(in crate::drive) fn waiting_for_snapshot(
+        &self,
+        job: &Job,
+        now: Timestamp,
+    ) -> Option<WaitingView> {
+        let mut running = job.running.iter();
+        let opens = running.find(|r| r.work == Work::OpenSource)?;
+        let snapshot = &self.snapshots.get(&job.shared?)?.snapshot;
+        let trouble = snapshot
+            .trouble
+            .filter(|_| self.is_unsent(job.id, opens.id))?;
+        let budget = self.rules.patience.retry_for;
+        Some(WaitingView {
+            node_id: snapshot.spec.source.clone(),
+            what: WaitsFor::Retry,
+            for_seconds: seconds(trouble.since, now),
+            tries: trouble.tries,
+            next_try_seconds: snapshot
+                .running
+                .is_none()
+                .then(|| seconds(now, trouble.again)),
+            gives_up_seconds: seconds(now, after(trouble.since, budget)),
+            reason: (snapshot.fault.as_ref()).map_or_else(String::new, |f| f.message.clone()),
+        })
     }
 
     /// The jobs that open that snapshot, with their commands.

@@ -11,6 +11,7 @@ mod leftovers;
 mod missing;
 mod requests;
 mod shared;
+mod simulation;
 mod spool;
 mod stored;
 mod watching;

@@ -1,11 +1,11 @@
 //! Claims about targets that share one snapshot.
 
-use steep_protocol::NodeState;
 use steep_protocol::message::agent::{
-    Command, CopyParts, Export, OpenSource, SourceCommand, TargetCommand,
+    AgentMessage, Command, CopyParts, Export, Observed, OpenSource, SourceCommand, TargetCommand,
 };
 use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::snapshot::ApplySpec;
+use steep_protocol::{Fault, FaultKind, NodeState, Retry};
 
 use super::world::World;
 use super::*;
@@ -89,6 +89,41 @@ fn targets_of_one_request_share_a_snapshot_until_all_have_their_rows() {
         assert_eq!(world.state(name), NodeState::Synchronized);
     }
     assert!(world.driver.snapshots.is_empty());
+}
+
+#[test]
+fn jobs_whose_snapshot_cannot_be_opened_say_so_and_go_on_as_soon_as_its_server_is_back() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.init(vec![spec("a", "b"), spec("a", "c")]).unwrap();
+    let is_open = |command: &Command| matches!(command, Command::Source(SourceCommand::Open(_)));
+    let down = || Fault::new(FaultKind::Unreachable, "connection refused").retry(Retry::Backoff);
+    let silent = || {
+        AgentMessage::Observed(Observed {
+            postgres: Some(Err("connection refused".to_owned())),
+            ..Observed::default()
+        })
+    };
+    world.say("a", silent());
+    for _ in 0..6 {
+        world.until("a", is_open);
+        world.end_one("a", Some(down()));
+        world.skip(35);
+    }
+    world.until("a", is_open);
+    world.end_one("a", Some(down()));
+    world.observe("a", None, None);
+    world.skip(1);
+    world.until("a", is_open);
+    world.end_one("a", Some(down()));
+    // The jobs have tried again, and wait for the snapshot alone.
+    world.skip(20);
+    let (view, _) = world.progress("b");
+    let waiting = view.detail.waiting.expect("it waits");
+    assert_eq!(waiting.reason, "connection refused");
+    world.skip(35);
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
 }
 
 #[test]

@@ -63,12 +63,16 @@ impl Turn {
             self.job.epoch.0 += 1;
             self.job.kept = complete;
         }
+        // Without a plan the tables that are left are still those of the epoch before.
+        self.effects.push(match self.job.attempt.plan {
+            Some(_) => Effect::EpochBegins { fault },
+            None => Effect::PlanDropped,
+        });
         self.job.attempt = Attempt::default();
         self.job.retrying.clear();
         // Nothing that ran on the source is of use any more; what runs on the target is stopped.
         self.job.running.retain(|r| r.work.side() == Side::Target);
         self.abort_all();
-        self.effects.push(Effect::EpochBegins { fault });
     }
 
     fn note_lost(&mut self, lsn: Lsn, fault: &Fault) {

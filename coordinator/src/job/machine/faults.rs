@@ -30,6 +30,11 @@ impl Turn {
         }
         let fault = self.blame(work, fault);
         match fault.retry {
+            // Another try would ask the source for a plan that it may no longer have.
+            Retry::Backoff | Retry::NewConnection if work == Work::Copy && self.has_all_parts() => {
+                self.job.retrying.retain(|r| r.work != work);
+                self.advance(step);
+            }
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
             // The fence found the slot unusable, and nothing works without the slot.
             Retry::Never if work == Work::AwaitFence => self.fail(fault),
@@ -202,9 +207,13 @@ impl Turn {
 
     /// Whether losing the snapshot harms the job in that step. It does not once all parts are committed.
     pub(super) fn needs_snapshot(&self, step: Step) -> bool {
-        let wanted = self.job.parts();
-        let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
+        let copied = step == Step::Copy && self.has_all_parts();
         step.needs_snapshot(self.job.spec.method) && !self.job.attempt.sealed && !copied
+    }
+
+    /// Whether every part of the plan is committed.
+    fn has_all_parts(&self) -> bool {
+        self.job.parts() == Some(self.counted.done.parts)
     }
 
     pub(super) fn node(&self, work: Work) -> &NodeId {

@@ -58,6 +58,8 @@ impl Turn {
                     self.hurry(side);
                 }
             }
+            // Until another one is open, agents report the one before, which the job has given up.
+            JobEvent::SnapshotLost if step == Step::OpenSource && !self.next_is_open(step) => {}
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
             JobEvent::Sealed => self.job.attempt.sealed = true,
             JobEvent::SpoolLost { fault } => {

@@ -137,6 +137,26 @@ impl SqliteStore {
         })
     }
 
+    /// A store in memory, for tests.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be made.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Result<Self, StoreError> {
+        let mut connection = Connection::open_in_memory()?;
+        migrate(&mut connection)?;
+        let path = Path::new("/dev/null");
+        let lock = File::open(path).map_err(|source| StoreError::File {
+            what: "open",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            connection,
+            _lock: lock,
+        })
+    }
+
     /// The next number in `events` or `audit`.
     fn next_number(&self, table: &str) -> Result<u64, StoreError> {
         let sql = format!("SELECT coalesce(max(seq), 0) + 1 FROM {table}");

@@ -57,6 +57,20 @@ fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
 }
 
 #[test]
+fn a_lost_snapshot_that_is_reported_again_costs_nothing_until_the_next_is_open() {
+    let mut world = in_mid_copy();
+    world.lose_snapshot();
+    let (restarts, sent) = (world.job.restarts, world.sent.len());
+    for _ in 0..=RESTARTS_MAX {
+        world.lose_snapshot();
+    }
+    assert_eq!((world.job.restarts, world.sent.len()), (restarts, sent));
+    assert_eq!((world.job.epoch.0, world.job.earlier.len()), (1, 1));
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
 fn a_job_with_one_epoch_has_nothing_to_fold() {
     let mut world = World::new(Method::Snapshot);
     world.run_on();
@@ -167,7 +181,9 @@ fn an_agent_that_restarts_knows_nothing_of_the_old_copy() {
 #[test]
 fn after_too_many_lost_snapshots_the_tables_wait_for_a_resume() {
     let mut world = in_mid_copy();
-    for _ in 0..=RESTARTS_MAX {
+    world.lose_snapshot();
+    for _ in 0..RESTARTS_MAX {
+        world.until(Work::PrepareTarget);
         world.until(Work::Copy);
         world.lose_snapshot();
     }

@@ -41,6 +41,24 @@ fn every_command_is_retried_after_a_transient_fault() {
 }
 
 #[test]
+fn a_copy_that_has_committed_every_part_is_not_repeated_without_its_snapshot() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    world.copied = true;
+    // The restarted source has no plan for a repeated Copy.
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    assert!(world.job.is_running(Work::Copy) && world.job.restarts == 0);
+    world.trip(Work::Copy);
+    assert!(world.job.retrying.is_empty());
+    assert!(
+        world.job.is_running(Work::BuildIndexes),
+        "{:?}",
+        world.job.stage
+    );
+}
+
+#[test]
 fn pauses_grow_and_the_job_gives_up_when_the_budget_is_over() {
     for work in [Work::PrepareTarget, Work::BuildIndexes, Work::Subscribe] {
         let mut world = World::new(Method::Snapshot);

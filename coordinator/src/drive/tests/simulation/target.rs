@@ -1,0 +1,458 @@
+//! What a target's agent does for each command, stage by stage. The semantics are those of
+//! `agent/src/{target,peer/fetch,replication}`.
+
+use std::collections::BTreeMap;
+
+use steep_protocol::message::agent::{
+    Command, CopyParts, EarlierEpoch, Outcome, PeerAddress, PrepareTarget, SequencesFrom,
+    SubscriptionStart, TargetCommand,
+};
+use steep_protocol::message::facts::TargetFacts;
+use steep_protocol::message::handover::Replication;
+use steep_protocol::message::job::{CancelledData, ExistingRows, SyncSlots};
+use steep_protocol::{Fault, JobId, Retry};
+
+use super::agent::{Running, done};
+use super::postgres::Subscription;
+use super::source::{failed, totals, transient};
+use super::world::{After, Cluster, Done, Next};
+
+/// Tries of a part before its fault is the copy's.
+const TRIES: u32 = 4;
+
+impl Cluster {
+    pub(super) fn target_stage(
+        &mut self,
+        n: usize,
+        run: &mut Running,
+        command: &TargetCommand,
+    ) -> Result<Next, Fault> {
+        self.asks_server(n)?;
+        let job = run.job;
+        match command {
+            TargetCommand::Gather { .. } => {
+                Ok(Done(Outcome::TargetFacts(Box::<TargetFacts>::default())))
+            }
+            TargetCommand::Open { .. } => Err(failed("not simulated")),
+            TargetCommand::Prepare(request) => self.prepare(n, run, request),
+            TargetCommand::Copy(request) => self.copy(n, run, request),
+            TargetCommand::BuildIndexes { .. } | TargetCommand::BuildConstraints { .. } => {
+                if run.stage == 0 {
+                    return Ok(After(self.dice.between(100, 6_000)));
+                }
+                Ok(Done(Outcome::Warned(Vec::new())))
+            }
+            TargetCommand::Subscribe {
+                source,
+                start,
+                earlier,
+                ..
+            } => self.subscribe(n, run, (source, *start), earlier),
+            TargetCommand::Fold {
+                source, earlier, ..
+            } => self.fold(n, run, source, earlier),
+            TargetCommand::AwaitNativeCopy => {
+                let name = run.replication.name();
+                let subscriptions = &self.nodes[n].server.subscriptions;
+                match subscriptions.get(name.as_str()) {
+                    None => Err(failed("the subscription is not there")),
+                    Some(own) if own.tables.values().all(Option::is_some) => {
+                        Ok(Done(Outcome::Done))
+                    }
+                    Some(_) => Ok(After(200)),
+                }
+            }
+            TargetCommand::Finish {
+                source, sequences, ..
+            } => {
+                if run.stage == 0 {
+                    let m = self.peer(source);
+                    self.reaches(n, m, job)?;
+                    if *sequences == SequencesFrom::Source {
+                        self.asks_server(m)?;
+                    }
+                    return Ok(After(self.dice.between(100, 2_000)));
+                }
+                Ok(Done(Outcome::Finished {
+                    findings: Vec::new(),
+                    missing: Default::default(),
+                }))
+            }
+            TargetCommand::Prove => {
+                let ledger = self.nodes[n].server.ledger.iter();
+                let own = ledger.filter(|((of, _, _), _)| *of == job);
+                let (parts, rows) =
+                    own.fold((0, 0), |(n, sum), (_, (_, rows))| (n + 1, sum + rows));
+                Ok(Done(totals(parts, rows)))
+            }
+            TargetCommand::Release => {
+                self.nodes[n].agent.reports.remove(&job);
+                self.forget_ledger(n, job);
+                self.released.insert(job);
+                Ok(Done(Outcome::Done))
+            }
+            TargetCommand::Cleanup { data, earlier } => self.clean_target(n, run, *data, earlier),
+            TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
+            TargetCommand::RebuildMissing => Err(failed("not simulated")),
+        }
+    }
+
+    fn forget_ledger(&mut self, n: usize, job: JobId) {
+        let server = &mut self.nodes[n].server;
+        server.ledger.retain(|(of, _, _), _| *of != job);
+        server.records.remove(&job);
+    }
+
+    pub(super) fn peer(&self, address: &PeerAddress) -> usize {
+        let mut nodes = self.nodes.iter();
+        nodes.position(|node| node.name == address.node).unwrap()
+    }
+
+    /// Whether the target's agent gets an answer from its source's.
+    fn reaches(&self, n: usize, m: usize, job: JobId) -> Result<(), Fault> {
+        self.admitted(m, job, &self.nodes[n].name)
+    }
+
+    fn plan_of(&self, n: usize, m: usize, job: JobId) -> Result<Vec<u32>, Fault> {
+        self.reaches(n, m, job)?;
+        let name = &self.nodes[m].name;
+        let plan = self.nodes[m].agent.plan(job);
+        plan.ok_or_else(|| transient("the job's snapshot is not open").on(name))
+    }
+
+    fn prepare(
+        &mut self,
+        n: usize,
+        run: &mut Running,
+        request: &PrepareTarget,
+    ) -> Result<Next, Fault> {
+        let job = run.job;
+        if run.stage == 0 {
+            self.nodes[n].agent.reports.remove(&job);
+        }
+        let m = self.peer(&request.source);
+        let plan = self.plan_of(n, m, job)?;
+        self.asks_server(m)?;
+        let server = &mut self.nodes[n].server;
+        if request.epoch.0 > 0 {
+            let record = server.records.get(&job);
+            if record.is_none_or(|record| plan.iter().any(|t| !record.planned.contains(t))) {
+                return Err(failed("the new plan has tables that the first one had not"));
+            }
+            if run.stage == 0 {
+                server
+                    .ledger
+                    .retain(|(of, _, _), (table, _)| *of != job || !plan.contains(table));
+                return Ok(After(100));
+            }
+            for table in plan {
+                server.truncate(table);
+            }
+            return Ok(Done(Outcome::Warned(Vec::new())));
+        }
+        match run.stage {
+            0 => {
+                if server.records.get(&job).is_some_and(|r| r.prepared) {
+                    return Ok(Done(Outcome::Warned(Vec::new())));
+                }
+                let record = server.records.entry(job).or_default();
+                record.planned.extend(&plan);
+                Ok(After(200))
+            }
+            1 => {
+                let full = plan.iter().any(|table| server.rows.contains_key(table));
+                if full && request.existing == ExistingRows::Refuse {
+                    return Err(failed("tables to be copied hold rows here"));
+                }
+                for table in plan {
+                    server.truncate(table);
+                }
+                if let Some(record) = server.records.get_mut(&job) {
+                    record.owns_rows = true;
+                }
+                Ok(After(200))
+            }
+            _ => {
+                if let Some(record) = server.records.get_mut(&job) {
+                    record.prepared = true;
+                }
+                Ok(Done(Outcome::Warned(Vec::new())))
+            }
+        }
+    }
+
+    fn copy(&mut self, n: usize, run: &mut Running, request: &CopyParts) -> Result<Next, Fault> {
+        let job = run.job;
+        let m = self.peer(&request.source);
+        let epoch = request.epoch;
+        if run.stage == 0 {
+            self.plan_of(n, m, job)?;
+            self.asks_server(m)?;
+            let there = self.nodes[n].server.ledger.iter();
+            let there = there.filter(|((of, at, _), _)| *of == job && *at == epoch);
+            let there: Vec<_> = there
+                .map(|((_, _, part), (_, rows))| (*part, *rows))
+                .collect();
+            for (part, rows) in there {
+                self.nodes[n].agent.part_done(job, done(part, rows));
+            }
+            return Ok(After(100));
+        }
+        let mut order = request.order.iter().map(|part| part.0);
+        let ledger = &self.nodes[n].server.ledger;
+        let Some(part) = order.find(|part| !ledger.contains_key(&(job, epoch, *part))) else {
+            return Ok(Done(Outcome::Done));
+        };
+        let name = self.nodes[n].name.clone();
+        match self.serve(m, (job, &name), (epoch.0, part)) {
+            Ok((table, rows)) => {
+                run.tries = 0;
+                let server = &mut self.nodes[n].server;
+                let count = rows.len() as u64;
+                server.insert(table, rows);
+                let before = server.ledger.insert((job, epoch, part), (table, count));
+                assert!(before.is_none(), "part {part} is committed twice");
+                self.nodes[n].agent.part_done(job, done(part, count));
+                Ok(After(self.dice.between(100, 1_500)))
+            }
+            Err(fault) => {
+                run.tries += 1;
+                if fault.retry == Retry::Never || run.tries >= TRIES {
+                    return Err(if fault.node.is_none() {
+                        fault.on(&self.nodes[m].name)
+                    } else {
+                        fault
+                    });
+                }
+                Ok(After(250 << (run.tries - 1)))
+            }
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        n: usize,
+        run: &mut Running,
+        (source, start): (&PeerAddress, SubscriptionStart),
+        earlier: &[EarlierEpoch],
+    ) -> Result<Next, Fault> {
+        let m = self.peer(source);
+        self.reaches(n, m, run.job)?;
+        let own = (run.replication.clone(), start);
+        let at_slot = |e: &EarlierEpoch| (e.replication.clone(), SubscriptionStart::AtSlot(e.lsn));
+        let all: Vec<_> = earlier.iter().map(at_slot).chain([own]).collect();
+        let at = run.stage as usize;
+        if let Some((replication, start)) = all.get(at) {
+            let name = replication.name().as_str().to_owned();
+            if !self.nodes[n].server.subscriptions.contains_key(&name) {
+                self.asks_server(m)?;
+                let published = self.nodes[m].server.publications().get(&name);
+                let Some(tables) = published.cloned() else {
+                    return Err(failed(format!("the publication {name} is not there")));
+                };
+                let (position, from) = match start {
+                    SubscriptionStart::AtSlot(lsn) => (lsn.0, Some(0)),
+                    SubscriptionStart::AtOrigin(_) => return Err(failed("not simulated")),
+                    SubscriptionStart::NativeCopy => (0, None),
+                };
+                let tables = tables.into_iter().map(|table| (table, from));
+                let subscription = Subscription {
+                    slot: replication.slot.as_str().to_owned(),
+                    publication: name.clone(),
+                    enabled: false,
+                    position,
+                    tables: tables.collect(),
+                };
+                self.nodes[n]
+                    .server
+                    .subscriptions
+                    .insert(name, subscription);
+            }
+            return Ok(After(100));
+        }
+        for (replication, _) in &all {
+            let name = replication.name().as_str().to_owned();
+            if let Some(own) = self.nodes[n].server.subscriptions.get_mut(&name) {
+                own.enabled = true;
+            }
+        }
+        Ok(Done(match start {
+            SubscriptionStart::NativeCopy => Outcome::Subscribed {
+                sync_slots: SyncSlots {
+                    subscription: 7,
+                    system: 9,
+                },
+            },
+            _ => Outcome::Done,
+        }))
+    }
+
+    /// Stages of each epoch: stop, move, wait, start again, unsubscribe, drop.
+    fn fold(
+        &mut self,
+        n: usize,
+        run: &mut Running,
+        source: &PeerAddress,
+        earlier: &[EarlierEpoch],
+    ) -> Result<Next, Fault> {
+        let m = self.peer(source);
+        let name = run.replication.name().as_str().to_owned();
+        let stopped = format!("{name}_stopped");
+        let Some(epoch) = earlier.get(run.tries as usize) else {
+            return Ok(Done(Outcome::Done));
+        };
+        let old = &epoch.replication;
+        let from = old.name().as_str().to_owned();
+        match run.stage % 6 {
+            0 => {
+                let subscriptions = &mut self.nodes[n].server.subscriptions;
+                if let Some(own) = subscriptions.get_mut(&name) {
+                    own.enabled = false;
+                }
+                run.lsn = 0;
+                run.waited = 0;
+                Ok(After(100))
+            }
+            1 => {
+                self.reaches(n, m, run.job)?;
+                self.asks_server(m)?;
+                self.move_tables(m, (old, &self.nodes[n].name.clone()), &name)?;
+                Ok(After(50))
+            }
+            2 => {
+                self.reaches(n, m, run.job)?;
+                self.asks_server(m)?;
+                if self.passed(m, run, old)?.is_some() {
+                    return Ok(After(50));
+                }
+                run.waited += 200;
+                if run.waited > 30_000 {
+                    return Err(transient("the old subscription is behind its source"));
+                }
+                run.stage -= 1;
+                Ok(After(200))
+            }
+            3 => {
+                self.reaches(n, m, run.job)?;
+                self.asks_server(m)?;
+                self.start_again(n, m, (&name, &stopped), &run.replication)
+            }
+            4 => {
+                self.nodes[n].server.subscriptions.remove(&from);
+                Ok(After(50))
+            }
+            _ => {
+                self.reaches(n, m, run.job)?;
+                self.asks_server(m)?;
+                self.drop_replication(m, old);
+                run.tries += 1;
+                Ok(After(50))
+            }
+        }
+    }
+
+    fn move_tables(
+        &mut self,
+        m: usize,
+        (old, target): (&Replication, &steep_protocol::NodeId),
+        into: &str,
+    ) -> Result<(), Fault> {
+        let server = &mut self.nodes[m].server;
+        let from = old.name().as_str().to_owned();
+        if from != old.slot.as_str() {
+            let note = server.notes.get(old.slot.as_str());
+            if note.is_none_or(|note| note.target.as_ref() != Some(target)) {
+                return Err(failed(format!("{from} is no epoch of the job")));
+            }
+        }
+        let mut publications = server.publications().clone();
+        let moved = publications.get_mut(&from).map(std::mem::take);
+        if let Some(own) = publications.get_mut(into) {
+            own.extend(moved.unwrap_or_default());
+        }
+        *server.publications_mut() = publications;
+        Ok(())
+    }
+
+    fn start_again(
+        &mut self,
+        n: usize,
+        m: usize,
+        (name, stopped): (&str, &str),
+        replication: &Replication,
+    ) -> Result<Next, Fault> {
+        let tables = self.nodes[m].server.publications().get(name).cloned();
+        let tables = tables.ok_or_else(|| failed("the publication is not there"))?;
+        let tables: BTreeMap<_, _> = tables.into_iter().map(|table| (table, Some(0))).collect();
+        let subscriptions = &mut self.nodes[n].server.subscriptions;
+        if !subscriptions.contains_key(stopped) {
+            let Some(own) = subscriptions.remove(name) else {
+                return Err(failed("the subscription is not there"));
+            };
+            subscriptions.insert(stopped.to_owned(), own);
+            // Killed here, the next try finds it.
+            if self.dice.chance(300) {
+                return Err(transient("the connection broke"));
+            }
+        }
+        let position = subscriptions[stopped].position;
+        subscriptions
+            .entry(name.to_owned())
+            .or_insert(Subscription {
+                slot: replication.slot.as_str().to_owned(),
+                publication: name.to_owned(),
+                enabled: false,
+                position,
+                tables,
+            });
+        subscriptions.remove(stopped);
+        if let Some(own) = subscriptions.get_mut(name) {
+            own.enabled = true;
+        }
+        Ok(After(50))
+    }
+
+    fn clean_target(
+        &mut self,
+        n: usize,
+        run: &mut Running,
+        data: CancelledData,
+        earlier: &[EarlierEpoch],
+    ) -> Result<Next, Fault> {
+        let job = run.job;
+        // It ends the job's sessions that a dead agent left behind.
+        let server = &mut self.nodes[n].server;
+        if run.stage == 0 {
+            let name = run.replication.name().as_str().to_owned();
+            for epoch in earlier {
+                server
+                    .subscriptions
+                    .remove(epoch.replication.name().as_str());
+            }
+            server.subscriptions.remove(&format!("{name}_stopped"));
+            server.subscriptions.remove(&name);
+            self.nodes[n].agent.reports.remove(&job);
+            return Ok(After(200));
+        }
+        if data == CancelledData::Remove
+            && let Some(record) = server.records.get(&job)
+            && record.owns_rows
+        {
+            for table in record.planned.clone() {
+                server.truncate(table);
+            }
+        }
+        self.forget_ledger(n, job);
+        Ok(Done(Outcome::Warned(Vec::new())))
+    }
+
+    /// Runs a command's next stage.
+    pub(super) fn stage(&mut self, n: usize, run: &mut Running) -> Result<Next, Fault> {
+        let command = run.command.clone();
+        match &command {
+            Command::Source(command) => self.source_stage(n, run, command),
+            Command::Target(command) => self.target_stage(n, run, command),
+            Command::Node(_) => Err(failed("not simulated")),
+        }
+    }
+}
