@@ -409,6 +409,7 @@ fn stored() -> StoredRows {
         manifest: Sum([1; 32]),
         lsn: Lsn(5),
         verify: true,
+        encryption: None,
     }
 }
 
