@@ -63,6 +63,9 @@ pub struct Given {
     /// Its private key
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Key file for stored snapshots that are encrypted, as `steep-repl snapshot keygen` makes it
+    #[arg(long, value_name = "FILE")]
+    pub snapshot_key: Option<PathBuf>,
     /// Serve GET /metrics and /healthz on that TCP address; a port alone means 127.0.0.1
     #[arg(long, value_name = "[ADDR:]PORT")]
     pub metrics: Option<String>,
@@ -98,6 +101,7 @@ pub(crate) struct Config {
     pub(crate) postgres: String,
     pub(crate) replication_conninfo: String,
     pub(crate) credentials: (PathBuf, PathBuf, PathBuf),
+    pub(crate) snapshot_key: Option<PathBuf>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) max_workers: u8,
     /// Where snapshots are stored that are read before they are copied.
@@ -181,6 +185,7 @@ impl TryFrom<Given> for Config {
                 given.key.ok_or_else(|| missing("key"))?,
             ),
             spool: given.data_dir.as_deref().map(spool).transpose()?,
+            snapshot_key: given.snapshot_key,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             max_workers,
             memory_mib,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use steep_archive::Keys;
 use steep_certs::{Credentials, Role};
 use steep_daemon::{Stop, http};
 use steep_protocol::Fault;
@@ -52,6 +53,7 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(1);
 pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let config = Config::try_from(given)?;
     let credentials = credentials(&config)?;
+    let keys = snapshot_keys(&config)?;
     let conninfo = Arc::new(Conninfo::parse(&config.postgres).context("--postgres")?);
     let replication_conninfo =
         Arc::new(Conninfo::parse(&config.replication_conninfo).context("--replication-conninfo")?);
@@ -75,6 +77,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         conninfo,
         jobs: Arc::default(),
         carried: Carried::default(),
+        keys,
         reports: Arc::default(),
         endpoint: Arc::clone(&endpoint),
         budget: budgets.received.clone(),
@@ -159,6 +162,18 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
         );
     }
     Ok(credentials)
+}
+
+/// The key for stored snapshots, if one is set.
+fn snapshot_keys(config: &Config) -> anyhow::Result<Keys> {
+    let Some(path) = &config.snapshot_key else {
+        return Ok(Keys::default());
+    };
+    let keys = Keys::load(path).context("--snapshot-key")?;
+    if let Some(facts) = keys.facts() {
+        info!(recipients = %facts.encrypts.recipients, reads = facts.reads.len(), "stored snapshots can be encrypted");
+    }
+    Ok(keys)
 }
 
 /// Parts kept for other targets; what an earlier process left of them is removed.

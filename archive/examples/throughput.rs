@@ -1,12 +1,12 @@
-//! Measures a store: `cargo run --release -p steep-archive --example throughput -- LOCATION [MIB] [CODEC]`.
+//! Measures a store: `cargo run --release -p steep-archive --example throughput -- LOCATION [MIB] [CODEC] [KEY]`.
 //!
 //! Packs the same rows again and again on four tasks, writes them as a snapshot, reads it, verifies it and
-//! deletes it. Prints megabytes of COPY data per second.
+//! deletes it. Prints megabytes of COPY data per second. With a key file, the snapshot is encrypted.
 
 use std::time::{Duration, Instant};
 
 use steep_archive::chunk::Packer;
-use steep_archive::{Archive, Contents, Identity, Location, PlannedTable, Source, Writing};
+use steep_archive::{Archive, Contents, Identity, Keys, Location, PlannedTable, Source, Writing};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{Identifier, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableName};
@@ -95,6 +95,10 @@ async fn main() -> Result<(), Failed> {
     let codec: StoredCodec = arguments
         .next()
         .map_or(Ok(StoredCodec::Lz4), |codec| codec.parse())?;
+    let keys = match arguments.next() {
+        Some(file) => Keys::load(file.as_ref())?,
+        None => Keys::default(),
+    };
     let chunks = (mib * 4 / u64::from(PARTS)).next_multiple_of(4);
     let bytes = chunks * u64::from(PARTS) * CHUNK_RAW_MAX as u64;
     let snapshot_id = SnapshotId(1);
@@ -105,8 +109,9 @@ async fn main() -> Result<(), Failed> {
         node_id: NodeId::parse("bench")?,
         lsn: Lsn(1),
         codec,
+        encryption: keys.facts().map(|facts| facts.encrypts.clone()),
     };
-    let writing = Archive::create(&location, identity).await?;
+    let writing = Archive::create(&location, identity, &keys).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for no in (0..PARTS).map(PartNo) {
         tasks.spawn(write_part(writing.clone(), no, chunks));
@@ -126,7 +131,7 @@ async fn main() -> Result<(), Failed> {
         manifest.totals.stored_bytes.0 / 1_000_000
     );
 
-    let archive = Archive::open(&location).await?;
+    let archive = Archive::open(&location, &keys).await?;
     let since = Instant::now();
     println!("presence {:?}", archive.check_presence().await?);
     println!("         {:.3} s", since.elapsed().as_secs_f64());

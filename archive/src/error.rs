@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io;
 
+use steep_protocol::encryption::Recipients;
 use steep_protocol::{PartNo, SnapshotId};
 
 use crate::chunk::PackError;
+use crate::keys::KeyProblem;
 use crate::location::{InvalidLocation, Location};
 
 /// A failed operation. Names the file, its place and the cause.
@@ -103,6 +105,16 @@ pub enum Error {
         place: Location,
         /// The file and what is wrong with it.
         problem: Problem,
+    },
+    /// It is encrypted, and there is no key for it.
+    #[error("the files in {place} are encrypted to {recipients}, and {why}")]
+    Key {
+        /// The snapshot's place.
+        place: Location,
+        /// Who can read it; public.
+        recipients: Recipients,
+        /// What there is instead.
+        why: Box<KeyProblem>,
     },
     /// The manifest has no such part.
     #[error("the snapshot in {place} has no part {no}")]

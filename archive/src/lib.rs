@@ -10,6 +10,8 @@
 //! manifest.json            everything's lengths and digests; written last
 //! ```
 //!
+//! Encrypted, all but `snapshot.json` and `manifest.json` are age files, with `.age` at the end of their names.
+//!
 //! [`chunk`] packs and unpacks, for the wire too. [`Archive::create`] writes a snapshot, [`Archive::open`]
 //! reads one. What is not complete never looks complete, and nothing that is read is believed before it was
 //! checked. Memory does not depend on the size of rows, chunks or parts.
@@ -19,9 +21,11 @@
 pub mod chunk;
 
 mod blocking;
+mod content;
 mod delete;
 mod error;
 mod index;
+mod keys;
 mod location;
 mod manifest;
 mod name;
@@ -37,6 +41,7 @@ mod tests;
 
 pub use delete::Deleted;
 pub use error::{Error, Passing, Problem, ProblemKind};
+pub use keys::{KeyFileError, KeyProblem, Keys, generate as generate_key};
 pub use location::{InvalidLocation, Location, Scheme};
 pub use manifest::{
     CopyFormat, FORMAT_VERSION, Manifest, Source, StoredPart, StoredSchema, StoredSequences,

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use steep_protocol::PartNo;
+use steep_protocol::encryption::{Encryption, EncryptionFormat};
 use steep_protocol::frame::Packing;
 use steep_protocol::limits::PARTS_MAX;
 
@@ -13,18 +14,70 @@ pub(crate) const PARTS: &str = "parts";
 /// A file of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum FileName {
-    /// Whose files these are; written first.
+    /// Whose files these are; written first, and never encrypted: whoever deletes or goes on has to know.
     Claim,
-    /// What the snapshot is; written last.
+    /// What the snapshot is; written last, and never encrypted: it says how the others are.
     Manifest,
     /// The schema.
-    Schema,
+    Schema(Cipher),
     /// Sequences' positions.
-    Sequences,
+    Sequences(Cipher),
     /// The COPY data of a part.
-    Data(PartNo, Suffix),
+    Data(PartNo, Suffix, Cipher),
     /// The heads of a part's chunks.
-    Index(PartNo),
+    Index(PartNo, Cipher),
+}
+
+/// Whether a file is encrypted, which its name shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Cipher {
+    None,
+    Age,
+}
+
+impl Cipher {
+    const ALL: [Self; 2] = [Self::None, Self::Age];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Age => ".age",
+        }
+    }
+}
+
+impl From<Option<&Encryption>> for Cipher {
+    fn from(encryption: Option<&Encryption>) -> Self {
+        match encryption.map(|encryption| encryption.format) {
+            None => Self::None,
+            Some(EncryptionFormat::Age) => Self::Age,
+        }
+    }
+}
+
+/// The names of one snapshot's files, apart from those that all snapshots have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Names {
+    pub(crate) packing: Packing,
+    pub(crate) cipher: Cipher,
+}
+
+impl Names {
+    pub(crate) fn data(self, no: PartNo) -> FileName {
+        FileName::Data(no, self.packing.into(), self.cipher)
+    }
+
+    pub(crate) fn index(self, no: PartNo) -> FileName {
+        FileName::Index(no, self.cipher)
+    }
+
+    pub(crate) fn schema(self) -> FileName {
+        FileName::Schema(self.cipher)
+    }
+
+    pub(crate) fn sequences(self) -> FileName {
+        FileName::Sequences(self.cipher)
+    }
 }
 
 /// What tools recognise a part's format by.
@@ -64,27 +117,41 @@ impl FileName {
     /// Its folder, if it is not the snapshot's own.
     pub(crate) fn folder(self) -> Option<&'static str> {
         match self {
-            Self::Claim | Self::Manifest | Self::Schema | Self::Sequences => None,
-            Self::Data(..) | Self::Index(_) => Some(PARTS),
+            Self::Claim | Self::Manifest | Self::Schema(_) | Self::Sequences(_) => None,
+            Self::Data(..) | Self::Index(..) => Some(PARTS),
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn cipher(self) -> Cipher {
+        match self {
+            Self::Claim | Self::Manifest => Cipher::None,
+            Self::Schema(cipher)
+            | Self::Sequences(cipher)
+            | Self::Data(_, _, cipher)
+            | Self::Index(_, cipher) => cipher,
         }
     }
 
     /// Its name within its folder.
     pub(crate) fn base(self) -> String {
-        match self {
+        let base = match self {
             Self::Claim => "snapshot.json".to_owned(),
             Self::Manifest => "manifest.json".to_owned(),
-            Self::Schema => "schema.sql".to_owned(),
-            Self::Sequences => "sequences.json".to_owned(),
-            Self::Data(no, suffix) => format!("{:07}{}", no.0, suffix.as_str()),
-            Self::Index(no) => format!("{:07}.index", no.0),
-        }
+            Self::Schema(_) => "schema.sql".to_owned(),
+            Self::Sequences(_) => "sequences.json".to_owned(),
+            Self::Data(no, suffix, _) => format!("{:07}{}", no.0, suffix.as_str()),
+            Self::Index(no, _) => format!("{:07}.index", no.0),
+        };
+        base + self.cipher().as_str()
     }
 
     /// The file of that path within a snapshot, if it is one of ours.
     pub(crate) fn parse(path: &str) -> Option<Self> {
-        let fixed = [Self::Claim, Self::Manifest, Self::Schema, Self::Sequences];
-        if let Some(name) = fixed.into_iter().find(|name| name.base() == path) {
+        let fixed = [Self::Claim, Self::Manifest].into_iter();
+        let either = Cipher::ALL.map(|cipher| [Self::Schema(cipher), Self::Sequences(cipher)]);
+        let mut fixed = fixed.chain(either.into_iter().flatten());
+        if let Some(name) = fixed.find(|name| name.base() == path) {
             return Some(name);
         }
         let base = path.strip_prefix(PARTS)?.strip_prefix('/')?;
@@ -93,11 +160,15 @@ impl FileName {
             return None;
         }
         let no = PartNo(digits.parse().ok().filter(|no| *no < PARTS_MAX)?);
+        let (rest, cipher) = match rest.strip_suffix(Cipher::Age.as_str()) {
+            Some(rest) => (rest, Cipher::Age),
+            None => (rest, Cipher::None),
+        };
         if rest == ".index" {
-            return Some(Self::Index(no));
+            return Some(Self::Index(no, cipher));
         }
         let suffix = Suffix::ALL.into_iter().find(|s| s.as_str() == rest)?;
-        Some(Self::Data(no, suffix))
+        Some(Self::Data(no, suffix, cipher))
     }
 }
 
@@ -118,9 +189,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_reads_back_and_nothing_else_is_ours(no in 0..PARTS_MAX, text in ".{0,30}") {
-            for suffix in Suffix::ALL {
-                for name in [FileName::Data(PartNo(no), suffix), FileName::Index(PartNo(no)), FileName::Manifest] {
+        fn a_name_reads_back_and_nothing_else_is_ours(
+            no in 0..PARTS_MAX,
+            text in ".{0,30}|(parts/0000001)?\\.(index|copy|copy\\.zst|age)(\\.age){0,2}",
+        ) {
+            let no = PartNo(no);
+            prop_assert_eq!(FileName::parse(&FileName::Manifest.to_string()), Some(FileName::Manifest));
+            for cipher in Cipher::ALL {
+                for suffix in Suffix::ALL {
+                    let name = FileName::Data(no, suffix, cipher);
+                    prop_assert_eq!(FileName::parse(&name.to_string()), Some(name));
+                }
+                for name in [FileName::Index(no, cipher), FileName::Schema(cipher), FileName::Sequences(cipher)] {
                     prop_assert_eq!(FileName::parse(&name.to_string()), Some(name));
                 }
             }

@@ -7,11 +7,10 @@ use steep_protocol::{ByteCount, RowCount};
 
 use crate::blocking::offload;
 use crate::chunk::Unpacker;
-use crate::error::{Error, Problem, ProblemKind};
+use crate::content::Digesting;
+use crate::error::{Error, Problem};
 use crate::manifest::StoredPart;
-use crate::name::FileName;
-use crate::place::Digests;
-use crate::read::{Archive, problem};
+use crate::read::{Archive, StoredReader, problem};
 
 /// How far [`Archive::verify`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,19 +32,20 @@ pub struct Verified {
     pub rows: RowCount,
     /// Bytes of COPY data in them.
     pub bytes: ByteCount,
+    /// Why rows could not be read, if so: they are encrypted, and there is no key for them. Then files were checked as
+    /// they are stored, and rows and bytes were not counted.
+    pub unread: Option<String>,
 }
 
-/// A part's file so far.
+/// A part's rows so far.
 #[derive(Default)]
 struct Content {
-    digests: Digests,
     unpacker: Unpacker,
     rows: u64,
 }
 
 impl Content {
     fn chunk(&mut self, head: FrameHead, payload: &Bytes) -> Result<(), String> {
-        self.digests.update(payload);
         let FrameHead::Chunk { packing, raw, .. } = head else {
             return Ok(());
         };
@@ -61,7 +61,8 @@ impl Content {
 
 impl Archive {
     /// Reads everything, at most `parallel` parts at once: both digests of each file, every chunk's digest
-    /// and length, and each part's rows, counted as lines. `progress` hears of each part.
+    /// and length, and each part's rows, counted as lines. `progress` hears of each part. Without a key, an encrypted
+    /// snapshot is compared with its manifest as it is stored.
     ///
     /// # Errors
     /// The place's own error. A broken file is a problem in the result, and the others are still read.
@@ -70,11 +71,13 @@ impl Archive {
         parallel: usize,
         mut progress: impl FnMut(Progress),
     ) -> Result<Verified, Error> {
-        let mut verified = Verified::default();
-        let sections = self.schema().await.map(drop);
-        verified.problems.extend(problem(sections)?);
-        let sequences = self.sequences().await.map(drop);
-        verified.problems.extend(problem(sequences)?);
+        let unread = self.check_keys().err();
+        let mut verified = Verified {
+            problems: self.check_whole_files().await?,
+            unread: unread.map(|error| error.to_string()),
+            ..Verified::default()
+        };
+        let readable = verified.unread.is_none();
         let parts: Vec<StoredPart> = self.manifest().parts().copied().collect();
         let checks = parts
             .into_iter()
@@ -87,6 +90,7 @@ impl Archive {
             so_far.stored_bytes += part.stored_bytes;
             match problem(result)? {
                 Some(problem) => verified.problems.push(problem),
+                None if !readable => verified.parts += 1,
                 None => {
                     verified.parts += 1;
                     verified.rows += part.rows;
@@ -100,14 +104,17 @@ impl Archive {
 }
 
 async fn verify_part(archive: Archive, part: StoredPart) -> (StoredPart, Result<(), Error>) {
-    let result = read_part(&archive, &part).await;
+    let result = match archive.check_keys() {
+        Ok(()) => read_part(&archive, &part).await,
+        Err(_) => archive.check_stored_part(&part).await,
+    };
     (part, result)
 }
 
 async fn read_part(archive: &Archive, part: &StoredPart) -> Result<(), Error> {
-    let name = FileName::Data(part.no, archive.manifest().codec.packing().into());
-    let damaged = |why| Problem::new(name, ProblemKind::Damaged(why)).at(archive.location());
-    let mut reader = archive.part(part.no).await?;
+    let name = archive.manifest().names().data(part.no);
+    let damaged = |why: String| Problem::damaged(name, why).at(archive.location());
+    let mut reader = StoredReader::open(archive, part.no, Digesting::Yes).await?;
     let mut content = Content::default();
     let mut chunk = 0u64;
     while let Some((head, payload)) = reader.next().await? {
@@ -118,8 +125,8 @@ async fn read_part(archive: &Archive, part: &StoredPart) -> Result<(), Error> {
         let done = done.await;
         done.map_err(|why| damaged(format!("chunk {chunk} of {}: {why}", part.chunks)))?;
     }
-    let digests = content.digests.finish();
-    if (digests.sha256, digests.blake3) != (part.sha256, part.blake3) {
+    let digests = reader.data_digests();
+    if digests.map(|digests| (digests.sha256, digests.blake3)) != Some((part.sha256, part.blake3)) {
         return Err(damaged(
             "its digests are not those of the manifest".to_owned(),
         ));

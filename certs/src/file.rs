@@ -74,12 +74,18 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileE
 }
 
 /// The bytes of a public file.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+///
+/// # Errors
+/// [`FileError`] if it cannot be read or is no file of that kind.
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     read_open(open(path)?, path)
 }
 
 /// The bytes of a private key's file, if nobody else can read it.
-pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, FileError> {
+///
+/// # Errors
+/// [`FileError::Exposed`] if somebody can, or as [`read`].
+pub fn read_key(path: &Path) -> Result<Vec<u8>, FileError> {
     let file = open(path)?;
     // The open file is asked, not the path: it cannot be exchanged in between.
     let metadata = file.metadata().map_err(io_error("read", path))?;
@@ -161,6 +167,14 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), File
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(io_error("sync", directory))
+}
+
+/// Writes the file of a new private key, as [`write_new`] does.
+///
+/// # Errors
+/// [`FileError::Exists`] if a file is there, or why it cannot be written.
+pub fn write_new_key(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_new(path, bytes, KEY_MODE)
 }
 
 /// Takes back a file that was written as part of a set which could not be completed.

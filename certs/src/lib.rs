@@ -1,4 +1,5 @@
-//! The cluster's certificates: making them, keeping them in files, and what TLS is made of them.
+//! The cluster's certificates: making them, keeping them in files, and what TLS is made of them. Other private keys'
+//! files are read and written by the same rules.
 //!
 //! Owns who a process is: [`Identity`] (a role and a name) stands in the certificate as a URI, and
 //! everything that decides what a peer may do decides by it. Owns every use of rcgen and every
@@ -25,6 +26,8 @@ pub use authority::{
     issue_with,
 };
 pub use credentials::{Credentials, CredentialsError};
-pub use file::FileError;
+pub use file::{
+    FileError, read as read_file, read_key as read_key_file, write_new_key as write_key_file,
+};
 pub use identity::{Identity, IdentityError, Role, any_coordinator, server_name};
 pub use inspect::{CertificateInfo, InspectError, show};

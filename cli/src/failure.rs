@@ -76,7 +76,8 @@ pub(crate) fn exit_code(kind: FaultKind) -> u8 {
         FaultKind::Failed
         | FaultKind::SourceChanged
         | FaultKind::TargetChanged
-        | FaultKind::StoreDamaged => ERROR,
+        | FaultKind::StoreDamaged
+        | FaultKind::KeyMissing => ERROR,
         FaultKind::BadRequest => BAD_ARGUMENTS,
         FaultKind::SchemaMismatch => SCHEMA_MISMATCH,
         FaultKind::Cancelled => CANCELLED,

@@ -31,6 +31,8 @@ pub(crate) mod variable {
     pub(crate) const SCHEMA_SYNC: &str = "STEEP_REPL_SCHEMA_SYNC";
     /// The default of `--yield-to-ddl`.
     pub(crate) const YIELD_TO_DDL: &str = "STEEP_REPL_YIELD_TO_DDL";
+    /// The default of `snapshot verify --snapshot-key`.
+    pub(crate) const SNAPSHOT_KEY: &str = "STEEP_REPL_SNAPSHOT_KEY";
 }
 
 /// The keys of the configuration file.
@@ -47,6 +49,8 @@ struct FileSettings {
     schema_sync: Option<SchemaChoice>,
     #[serde(alias = "yield-to-ddl")]
     yield_to_ddl: Option<String>,
+    #[serde(alias = "snapshot-key")]
+    snapshot_key: Option<PathBuf>,
     #[serde(alias = "log-format")]
     log_format: Option<LogFormat>,
 }
@@ -73,6 +77,9 @@ pub(crate) struct Settings {
     /// The default of `--yield-to-ddl`.
     #[serde(serialize_with = "as_text")]
     pub(crate) yield_to_ddl: YieldToDdl,
+    /// The default of `snapshot verify --snapshot-key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot_key: Option<PathBuf>,
     /// Form of the log; `None`: text on a terminal, JSON otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<LogFormat>,
@@ -145,6 +152,9 @@ impl Settings {
                     None => YieldToDdl::default(),
                 },
             },
+            snapshot_key: environment(variable::SNAPSHOT_KEY)
+                .map(PathBuf::from)
+                .or(file.snapshot_key),
             log_format: flags.log_format.or(file.log_format),
         })
     }

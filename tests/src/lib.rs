@@ -1,7 +1,7 @@
 //! The test harness: real PostgreSQL servers, real steep-repl processes, and checks.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server; [`sample`],
+//! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server, [`age`] a tool; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
 //! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
@@ -13,6 +13,7 @@
 //! Invariants: everything started is stopped when its value is dropped, also on a panic; nothing
 //! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
 
+pub mod age;
 pub mod bucket;
 pub mod cluster;
 pub mod collector;

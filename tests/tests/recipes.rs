@@ -4,9 +4,12 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use steep_tests::age::Age;
 use steep_tests::bucket::Bucket;
 use steep_tests::cluster::Cluster;
+use steep_tests::paths::Binaries;
 use steep_tests::pg::Database;
+use steep_tests::scratch::Scratch;
 use steep_tests::{command, compare, paths, sample};
 
 /// The commands of that recipe: what follows each `$ ` in its blocks.
@@ -140,5 +143,37 @@ fn another_datacenter_a_bucket_a_disk_and_no_steep_repl_at_all() -> Result<()> {
     let password = cluster.node("node_e").server().password().to_owned();
     kitchen.environment.push(("PGPASSWORD", password));
     kitchen.cook("Read a snapshot without steep-repl")?;
+    compare::rows(&source, &plain)?.none()
+}
+
+#[test]
+fn an_encrypted_snapshot_without_steep_repl() -> Result<()> {
+    let Some(age) = Age::installed()? else {
+        return Ok(());
+    };
+    // The agent has its key when it starts.
+    let scratch = Scratch::new()?;
+    let key = scratch.path().join("snapshot.key").display().to_string();
+    let mut keygen = Command::new(Binaries::beside_me()?.cli());
+    keygen.args(["snapshot", "keygen", "--output", &key]);
+    command::output(keygen.env("HOME", scratch.path()))?;
+    let builder = Cluster::builder().agent_variable("node_a", "STEEP_AGENT_SNAPSHOT_KEY", &key);
+    let cluster = builder.start()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let plain = cluster.node("node_b").server().create_database("plain")?;
+    let conninfo = cluster.node("node_b").server().conninfo("plain");
+    let mut kitchen = Kitchen::new(&cluster);
+    kitchen.places.extend([
+        ("/etc/steep-repl/snapshot.key".to_owned(), key),
+        ("psql app ".to_owned(), format!("psql '{conninfo}' ")),
+        (
+            "[\"age\", ".to_owned(),
+            format!("[\"{}\", ", age.bin().join("age").display()),
+        ),
+    ]);
+    let password = cluster.node("node_b").server().password().to_owned();
+    kitchen.environment.push(("PGPASSWORD", password));
+    kitchen.cook("Read an encrypted snapshot without steep-repl")?;
     compare::rows(&source, &plain)?.none()
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use steep_archive::Keys;
 use steep_protocol::message::agent::{
     Command, Comparison, CopyParts, NodeCommand, Outcome, PeerAddress, SequencesFrom, SlotOrigin,
     SourceCommand, TargetCommand,
@@ -35,7 +36,7 @@ use crate::replication::{fence, fold, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{SourceJobs, slot};
-use crate::stored::{self, carried::Carried};
+use crate::stored::{self, Reader, carried::Carried};
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -46,6 +47,8 @@ pub(crate) struct Agent {
     pub(crate) conninfo: Arc<Conninfo>,
     pub(crate) jobs: Arc<SourceJobs>,
     pub(crate) carried: Carried,
+    /// For stored snapshots.
+    pub(crate) keys: Keys,
     pub(crate) reports: Arc<Reports>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) budget: Budget,
@@ -162,7 +165,7 @@ impl Agent {
                 Ok(Outcome::Captured { tables })
             }
             Command::Node(NodeCommand::FindStored { location }) => {
-                let found = stored::carried::find(&self.node, &location).await?;
+                let found = stored::carried::find(&self.reader(), &location).await?;
                 Ok(Outcome::Found(found))
             }
         }
@@ -179,6 +182,7 @@ impl Agent {
                 self.jobs.admit(job, target, filter.clone(), None);
                 let mut facts = facts::source(task, &filter).await?;
                 facts.spool_room = self.spool.as_deref().and_then(stored::room::room);
+                facts.snapshot_key = self.keys.facts().cloned();
                 if slot == SlotOrigin::Prepared {
                     facts.slot = Some(prepared::slot_facts(task, &filter).await?);
                 }
@@ -237,7 +241,7 @@ impl Agent {
                 return self.store(task, request).await.map(Outcome::Sealed);
             }
             SourceCommand::VerifyStored { location } => {
-                let verified = stored::check::verify(task, &location).await?;
+                let verified = stored::check::verify(task, &location, &self.keys).await?;
                 return Ok(Outcome::Verified(Box::new(verified)));
             }
             SourceCommand::DeleteSnapshot { location } => {
@@ -290,7 +294,8 @@ impl Agent {
         match command {
             TargetCommand::Gather { source, filter } => {
                 let peer = self.ask_peer(&self.source_agent(source, job)).await?;
-                let facts = facts::target(task, &filter, peer).await?;
+                let mut facts = facts::target(task, &filter, peer).await?;
+                facts.snapshot_key = self.keys.facts().cloned();
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
             TargetCommand::Open { carried } => {
@@ -401,7 +406,18 @@ impl Agent {
         place: Option<&StoredPlace>,
     ) -> Result<Option<Arc<StoredSnapshot>>, Fault> {
         let Some(place) = place else { return Ok(None) };
-        self.carried.open(job, place, &self.node).await.map(Some)
+        self.carried
+            .open(job, place, &self.reader())
+            .await
+            .map(Some)
+    }
+
+    /// How this agent reads stored snapshots.
+    pub(super) fn reader(&self) -> Reader {
+        Reader {
+            node: self.node.clone(),
+            keys: self.keys.clone(),
+        }
     }
 
     /// Whose plan the coordinator hears of: that of what is open here for the job.

@@ -36,7 +36,7 @@ impl Agent {
             .clone()
             .filter(|spool| location.starts_with(spool));
         let limits = (self.budget.clone(), spool);
-        let sealed = stored::store(task, &open, request, limits).await?;
+        let sealed = stored::store(task, &open, (request, &self.keys), limits).await?;
         self.forget(task.job).await;
         Ok(sealed)
     }
@@ -59,7 +59,7 @@ impl Agent {
             return Ok(Outcome::Done);
         }
         if let Export::Stored(place) | Export::Files(place) = &request.export {
-            let stored = stored::open(&self.node, place, request.parallel).await?;
+            let stored = stored::open(&self.reader(), place, request.parallel).await?;
             if place.verify {
                 stored.check(&self.node).await?;
             }
@@ -111,7 +111,7 @@ impl Agent {
             SequencesFrom::Source => link.sequences().await,
             SequencesFrom::Stored => link.stored_sequences().await,
             SequencesFrom::Carried(place) => {
-                let stored = self.carried.open(job, &place, &self.node).await?;
+                let stored = self.carried.open(job, &place, &self.reader()).await?;
                 stored.sequences(&self.node).await
             }
         }

@@ -90,6 +90,7 @@ impl Cluster {
             conninfo: Arc::clone(&conninfo),
             jobs: Arc::default(),
             carried: Carried::default(),
+            keys: steep_archive::Keys::default(),
             reports: Arc::default(),
             endpoint: Arc::clone(&endpoint),
             budget: Budget::half_of(DEFAULT_MIB),

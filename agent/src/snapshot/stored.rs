@@ -242,6 +242,12 @@ impl StoredSnapshot {
         of(self) == of(other) && self.archive.location() == other.archive.location()
     }
 
+    /// Checks that this agent has the key for it, if it is encrypted.
+    pub(crate) fn check_keys(&self, node: &NodeId) -> Result<(), Fault> {
+        let fits = self.archive.check_keys();
+        fits.map_err(|error| fault(&error, node))
+    }
+
     /// Checks that all its files are there and its indexes right.
     pub(crate) async fn check(&self, node: &NodeId) -> Result<(), Fault> {
         let problems = self.archive.check_presence().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backon::{ConstantBuilder, Retryable as _};
-use steep_archive::Archive;
+use steep_archive::{Archive, Keys};
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::snapshot::VerifiedSnapshot;
@@ -21,11 +21,15 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(200);
 /// Parts read at once: as many as it takes to keep a disk and a processor busy.
 const PARALLEL: usize = 4;
 
-/// Reads everything and checks every digest and row count. Changes nothing.
-pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapshot, Fault> {
+/// Reads everything and checks every digest and, as far as the keys go, every row count. Changes nothing.
+pub(crate) async fn verify(
+    task: &Task,
+    location: &str,
+    keys: &Keys,
+) -> Result<VerifiedSnapshot, Fault> {
     let place = locate(location, &task.node)?;
     let reading = async {
-        let archive = Archive::open(&place).await?;
+        let archive = Archive::open(&place, keys).await?;
         let total = archive.manifest().totals.stored_bytes.0;
         let tell = |progress: steep_archive::Progress| {
             let work = WorkProgress {
@@ -56,6 +60,7 @@ pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapsh
         parts: verified.parts,
         rows: verified.rows.0,
         bytes: verified.bytes.0,
+        unread: verified.unread,
         problems: problems.map(ToString::to_string).collect(),
         problems_total: verified.problems.len() as u64,
     })

@@ -12,7 +12,7 @@ pub(crate) mod spool;
 
 mod store;
 
-use steep_archive::{Archive, Error, Location};
+use steep_archive::{Archive, Error, Keys, Location};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
@@ -26,16 +26,26 @@ pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
 }
 
-/// Opens a stored snapshot to read so many of its parts at once, if it has that manifest.
+/// Who reads stored snapshots, and with which keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    pub(crate) node: NodeId,
+    pub(crate) keys: Keys,
+}
+
+/// Opens a stored snapshot to read so many of its parts at once, if it has that manifest and can be read.
 pub(crate) async fn open(
-    node: &NodeId,
+    reader: &Reader,
     stored: &StoredPlace,
     parallel: u8,
 ) -> Result<StoredSnapshot, Fault> {
+    let Reader { node, keys } = reader;
     let place = locate(&stored.location, node)?;
-    let archive = Archive::open(&place).await;
+    let archive = Archive::open(&place, keys).await;
     let archive = archive.map_err(|error| fault(&error, node))?;
-    StoredSnapshot::open(archive, stored, parallel, node)
+    let snapshot = StoredSnapshot::open(archive, stored, parallel, node)?;
+    snapshot.check_keys(node)?;
+    Ok(snapshot)
 }
 
 /// The fault of an archive's error, also of a file that turns out to be wrong while it is read.
@@ -49,11 +59,16 @@ pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
             "put the file back from a copy; steep-repl snapshot verify names everything that is wrong. \
              Rows that a job has committed stay, and it can be resumed"
         }
+        Error::Key { .. } => {
+            "give that node's agent the key of one of these recipients (--snapshot-key FILE) and start it again; \
+             steep-repl snapshot show names them"
+        }
         _ => "",
     };
-    let kind = match error.is_damage() {
-        true => FaultKind::StoreDamaged,
-        false => FaultKind::Failed,
+    let kind = match error {
+        Error::Key { .. } => FaultKind::KeyMissing,
+        error if error.is_damage() => FaultKind::StoreDamaged,
+        _ => FaultKind::Failed,
     };
     let fault = Fault::new(kind, error.to_string()).on(node).hint(hint);
     // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.

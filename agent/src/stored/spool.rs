@@ -149,7 +149,7 @@ impl Filling {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use steep_archive::{Archive, Identity, Location};
+    use steep_archive::{Archive, Identity, Keys, Location};
     use steep_protocol::stored::StoredCodec;
     use steep_protocol::{Lsn, NodeId, RowCount, SnapshotId};
 
@@ -162,8 +162,10 @@ mod tests {
             node_id: NodeId::parse("a").unwrap(),
             lsn: Lsn(7),
             codec: StoredCodec::None,
+            encryption: None,
         };
-        Archive::create(&location, identity).await.unwrap()
+        let keys = Keys::default();
+        Archive::create(&location, identity, &keys).await.unwrap()
     }
 
     async fn write(writing: &Writing, part: PartNo) {

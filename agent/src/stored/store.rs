@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use steep_archive::chunk::{Packer, codec_bytes};
 use steep_archive::{
-    Archive, Contents, Error, Identity, Location, Manifest, PlannedTable, Source, Writing,
+    Archive, Contents, Error, Identity, Keys, Location, Manifest, PlannedTable, Source, Writing,
 };
+use steep_protocol::encryption::{Encrypt, Encryption};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::peer::{CopyFormat, SchemaSection, TablePlan};
@@ -52,7 +53,7 @@ const RENEW_EVERY: Duration = Duration::from_secs(600);
 pub(crate) async fn store(
     task: &Task,
     open: &Arc<OpenSnapshot>,
-    request: StoreSnapshot,
+    (request, keys): (StoreSnapshot, &Keys),
     limits: (Budget, Option<PathBuf>),
 ) -> Result<SealedSnapshot, Fault> {
     let location = locate(&request.store.location, &task.node)?;
@@ -63,13 +64,14 @@ pub(crate) async fn store(
         node_id: task.node.clone(),
         lsn: open.lsn(),
         codec: request.store.codec,
+        encryption: encryption(task, &request.store.encrypt, keys)?,
     };
     let session = task.connect("snapshot").await?;
-    let archive = match Archive::create(&location, identity).await {
+    let archive = match Archive::create(&location, identity, keys).await {
         Ok(writing) => write(task, open, (&request, writing), (&session, limits)).await?,
         // Only its record is missing.
         Err(Error::Complete { found, .. }) if found == Some(snapshot) => {
-            Archive::open(&location).await.map_err(failed)?
+            Archive::open(&location, keys).await.map_err(failed)?
         }
         Err(error) => return Err(failed(error)),
     };
@@ -82,6 +84,29 @@ pub(crate) async fn store(
     let sealed = seal(task, &session, of, request.expires_seconds).await;
     session.close().await;
     sealed
+}
+
+/// How the files are encrypted. The coordinator has shown to whom: another key would be a surprise.
+fn encryption(task: &Task, wanted: &Encrypt, keys: &Keys) -> Result<Option<Encryption>, Fault> {
+    let own = keys.facts().map(|facts| &facts.encrypts);
+    let (text, hint) = match (wanted, own) {
+        (Encrypt::No, _) => return Ok(None),
+        (Encrypt::ToAgentsKey, Some(own)) => return Ok(Some(own.clone())),
+        (Encrypt::Like(wanted), Some(own)) if wanted == own => return Ok(Some(own.clone())),
+        (Encrypt::Like(wanted), Some(own)) => (
+            format!(
+                "the agent's key was changed: it encrypts to {}, and the snapshot was begun for {}",
+                own.recipients, wanted.recipients
+            ),
+            "run steep-repl snapshot generate again",
+        ),
+        (Encrypt::ToAgentsKey | Encrypt::Like(_), None) => (
+            "the agent has no key to encrypt a snapshot with".to_owned(),
+            "start it with --snapshot-key FILE; steep-repl snapshot keygen --output FILE makes one",
+        ),
+    };
+    let fault = Fault::new(FaultKind::KeyMissing, text).on(&task.node);
+    Err(fault.hint(hint))
 }
 
 /// Writes all of it. Targets that share the snapshot load from it meanwhile.

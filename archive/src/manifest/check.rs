@@ -6,7 +6,10 @@ use steep_protocol::frame::Packing;
 use steep_protocol::limits::{CHUNK_RAW_MAX, CHUNK_WIRE_MAX, PARTS_MAX, TABLES_MAX};
 use steep_protocol::{ByteCount, RowCount};
 
-use super::{FORMAT_VERSION, Manifest, StoredPart, Totals};
+use super::{Manifest, StoredPart, Totals, format_version};
+use crate::content::stored_max;
+use crate::index::index_bytes;
+use crate::name::{Cipher, Names};
 use crate::schema::SCHEMA_MAX;
 use crate::sequences::SEQUENCES_MAX;
 
@@ -18,7 +21,7 @@ const SERVER_VERSIONS: std::ops::Range<u32> = 100_000..1_000_000;
 
 /// A sentence that says which rule is broken.
 pub(super) fn check(manifest: &Manifest) -> Result<(), String> {
-    if manifest.format_version != FORMAT_VERSION {
+    if manifest.format_version != format_version(manifest.encryption.as_ref()) {
         return Err(format!("its format version is {}", manifest.format_version));
     }
     source(manifest)?;
@@ -37,7 +40,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), String> {
         }
         totals.tables += 1;
         for part in &table.parts {
-            check_part(part, manifest.codec.packing())?;
+            check_part(part, manifest.names())?;
             if !numbers.insert(part.no) {
                 return Err(format!("part {} is listed twice", part.no));
             }
@@ -73,20 +76,26 @@ fn source(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-fn check_part(part: &StoredPart, packing: Packing) -> Result<(), String> {
+fn check_part(part: &StoredPart, names: Names) -> Result<(), String> {
     let no = part.no;
     let (bytes, stored) = (part.bytes.0, part.stored_bytes.0);
     if no.0 >= PARTS_MAX {
         return Err(format!("part number {no} is over the limit"));
     }
     let most = |each: usize| part.chunks.saturating_mul(each as u64);
+    let is_raw = names.packing == Packing::Raw;
+    // Content is as long as what is stored, or a little shorter where that is encrypted.
+    let (least, longest) = match is_raw {
+        true => (bytes, bytes),
+        false => (part.chunks, most(CHUNK_WIRE_MAX)),
+    };
     let plausible = part.chunks <= bytes
         && bytes <= most(CHUNK_RAW_MAX)
-        && part.chunks <= stored
-        && stored <= most(CHUNK_WIRE_MAX)
+        && least <= stored
+        && stored <= stored_max(longest, names.cipher)
         // A row is a line.
         && part.rows.0 <= bytes
-        && (packing != Packing::Raw || stored == bytes);
+        && is_index_plausible(part, names.cipher);
     if plausible {
         Ok(())
     } else {
@@ -94,6 +103,15 @@ fn check_part(part: &StoredPart, packing: Packing) -> Result<(), String> {
             "part {no} is said to have {} rows and {bytes} bytes in {} chunks of {stored} bytes",
             part.rows.0, part.chunks
         ))
+    }
+}
+
+fn is_index_plausible(part: &StoredPart, cipher: Cipher) -> bool {
+    let content = index_bytes(part.chunks);
+    match (cipher, part.index_bytes) {
+        (Cipher::None, None) => true,
+        (Cipher::Age, Some(stored)) => (content..=stored_max(content, cipher)).contains(&stored.0),
+        (Cipher::None, Some(_)) | (Cipher::Age, None) => false,
     }
 }
 
@@ -111,10 +129,13 @@ fn files(manifest: &Manifest) -> Result<(), String> {
         .pre_data_bytes
         .0
         .checked_add(schema.post_data_bytes.0);
-    if schema.bytes.0 > SCHEMA_MAX || sections.is_none_or(|sections| sections > schema.bytes.0) {
+    let cipher = manifest.names().cipher;
+    if schema.bytes.0 > stored_max(SCHEMA_MAX, cipher)
+        || sections.is_none_or(|sections| sections > schema.bytes.0)
+    {
         return Err("the lengths of its schema.sql are not plausible".to_owned());
     }
-    if manifest.sequences.bytes.0 > SEQUENCES_MAX
+    if manifest.sequences.bytes.0 > stored_max(SEQUENCES_MAX, cipher)
         || manifest.sequences.count > manifest.sequences.bytes.0
     {
         return Err("the lengths of its sequences.json are not plausible".to_owned());

@@ -10,15 +10,28 @@ use std::io;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use steep_protocol::encryption::Encryption;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableName};
 
+use crate::index::index_bytes;
+use crate::name::Names;
+
 pub use steep_protocol::Sum;
 
-/// The format of this build.
+/// The newest format that this build reads and writes.
 ///
-/// 1: the first.
-pub const FORMAT_VERSION: u32 = 1;
+/// 1: the first. 2: files are encrypted, which `encryption` describes, and parts have `index_bytes`. What is not
+/// encrypted is still written as 1.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The format of a snapshot that is encrypted like that.
+pub(crate) fn format_version(encryption: Option<&Encryption>) -> u32 {
+    match encryption {
+        None => 1,
+        Some(_) => FORMAT_VERSION,
+    }
+}
 
 /// The longest manifest, in bytes: some half a million parts.
 pub(crate) const MANIFEST_MAX: u64 = 256 * 1024 * 1024;
@@ -42,7 +55,7 @@ fn check_entries(bytes: &[u8]) -> Result<(), String> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`FORMAT_VERSION`].
+    /// At most [`FORMAT_VERSION`].
     pub format_version: u32,
     /// Its id.
     #[serde(with = "text")]
@@ -64,6 +77,10 @@ pub struct Manifest {
     pub exclude_tables: Vec<TableName>,
     /// The compression of every part.
     pub codec: StoredCodec,
+    /// How all files but `manifest.json` and `snapshot.json` are encrypted, if they are. Lengths and digests are those
+    /// of the encrypted files then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// The format of the rows.
     pub copy_format: CopyFormat,
     /// Its tables.
@@ -148,6 +165,18 @@ pub struct StoredPart {
     pub blake3: Sum,
     /// BLAKE3 of the index.
     pub index_blake3: Sum,
+    /// Bytes of an encrypted index. The chunks determine those of one that is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_bytes: Option<ByteCount>,
+}
+
+impl StoredPart {
+    /// Bytes of the index's file.
+    #[must_use]
+    pub fn stored_index_bytes(&self) -> ByteCount {
+        let plain = || ByteCount(index_bytes(self.chunks));
+        self.index_bytes.unwrap_or_else(plain)
+    }
 }
 
 /// The file `schema.sql`: two sections after one another.
@@ -197,6 +226,14 @@ pub struct Totals {
 }
 
 impl Manifest {
+    /// The names of its files.
+    pub(crate) fn names(&self) -> Names {
+        Names {
+            packing: self.codec.packing(),
+            cipher: self.encryption.as_ref().into(),
+        }
+    }
+
     /// All parts, table by table.
     pub fn parts(&self) -> impl Iterator<Item = &StoredPart> {
         self.tables.iter().flat_map(|table| &table.parts)
@@ -237,9 +274,9 @@ impl Manifest {
         check_entries(bytes)?;
         let Version { format_version } =
             serde_json::from_slice(bytes).map_err(|e| format!("it is not a manifest: {e}"))?;
-        if format_version != FORMAT_VERSION {
+        if !(1..=FORMAT_VERSION).contains(&format_version) {
             return Err(format!(
-                "its format version is {format_version}; this version reads {FORMAT_VERSION}"
+                "its format version is {format_version}; this version reads 1 to {FORMAT_VERSION}"
             ));
         }
         let mut manifest: Self =
@@ -316,9 +353,10 @@ pub(crate) mod tests {
             sha256: Sum([1; 32]),
             blake3: Sum([2; 32]),
             index_blake3: Sum([3; 32]),
+            index_bytes: None,
         };
         Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: 1,
             snapshot_id: SnapshotId(7),
             created_at: "2026-11-29T12:00:00Z".parse().unwrap(),
             source: Source {
@@ -334,6 +372,7 @@ pub(crate) mod tests {
             include_schemas: vec![name("public")],
             exclude_tables: vec![TableName::new("public", "log").unwrap()],
             codec: StoredCodec::Zstd(3),
+            encryption: None,
             copy_format: CopyFormat::Text,
             tables: vec![StoredTable {
                 schema: name("public"),
@@ -377,6 +416,7 @@ pub(crate) mod tests {
             ("16/B374D848", "16/B374D849"),
             ("\"zstd:3\"", "\"zstd:4\""),
             ("\"format_version\": 1", "\"format_version\": 2"),
+            ("\"format_version\": 1", "\"format_version\": 3"),
             (
                 "\"format_version\": 1",
                 "\"format_version\": 1, \"extra\": 1",

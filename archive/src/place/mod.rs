@@ -276,6 +276,16 @@ impl Place {
         }
     }
 
+    /// The error of a file that could not be encrypted, which there is no reason for.
+    pub(crate) fn encrypting(&self, name: FileName, source: std::io::Error) -> Error {
+        self.io("encrypt", name, source)
+    }
+
+    /// The error of reading where the task that did it broke.
+    pub(crate) fn broken(&self, name: FileName, error: tokio::task::JoinError) -> Error {
+        self.io("read", name, std::io::Error::other(error))
+    }
+
     fn io(&self, doing: &'static str, file: impl ToString, source: std::io::Error) -> Error {
         secure::error(&self.location, doing, file.to_string(), source)
     }

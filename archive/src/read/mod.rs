@@ -1,5 +1,6 @@
 //! Reads a complete snapshot. Nothing in it is believed: the manifest is checked against its checksum and
-//! its own rules, an index against the manifest, each payload against its index.
+//! its own rules, an index against the manifest, each payload against its index. Without a key, an encrypted one is
+//! checked as it is stored, and not read.
 
 mod identify;
 mod part;
@@ -12,12 +13,14 @@ use bytes::Bytes;
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::{ByteCount, PartNo};
 
-use crate::blocking::{blocking, offload};
+use crate::blocking::blocking;
+use crate::content::{ContentReader, Digesting, stored_max};
 use crate::error::{Error, Problem, ProblemKind};
+use crate::keys::Keys;
 use crate::location::Location;
 use crate::manifest::{MANIFEST_MAX, Manifest, StoredPart, StoredTable, Sum};
 use crate::name::FileName;
-use crate::place::{Digests, Place, Purpose};
+use crate::place::{FileDigests, Place, Purpose};
 use crate::schema::{self, SCHEMA_MAX, Schema};
 use crate::sequences::{self, SEQUENCES_MAX};
 use crate::write::{Identity, Writing};
@@ -35,31 +38,40 @@ pub struct Archive {
 struct Shared {
     place: Place,
     manifest: Manifest,
+    keys: Keys,
     /// Places in the manifest: table, part.
     parts: HashMap<PartNo, (usize, usize)>,
 }
 
 impl Archive {
     /// Begins to write a snapshot, or goes on with the same one after its writer was killed. A directory is
-    /// locked, for this process's readers too, until everything that writes to it is dropped.
+    /// locked, for this process's readers too, until everything that writes to it is dropped. An encrypted one is
+    /// encrypted with `keys`.
     ///
     /// # Errors
     /// [`Error::Complete`] or [`Error::Occupied`] if something else is there, [`Error::Locked`],
-    /// [`Error::Unsafe`], [`Error::Full`], or the place's own error.
-    pub async fn create(location: &Location, identity: Identity) -> Result<Writing, Error> {
-        Writing::create(location, identity).await
+    /// [`Error::Unsafe`], [`Error::Full`], [`Error::Misuse`] for other keys than the identity names, or the place's own
+    /// error.
+    pub async fn create(
+        location: &Location,
+        identity: Identity,
+        keys: &Keys,
+    ) -> Result<Writing, Error> {
+        Writing::create(location, identity, keys).await
     }
 
-    /// Opens a complete snapshot: reads its manifest.
+    /// Opens a complete snapshot: reads its manifest. `keys` are for one that is encrypted; whether they fit is checked
+    /// by [`Self::check_keys`], and by everything that needs them.
     ///
     /// # Errors
     /// [`Error::Incomplete`] if there is none, [`Error::Problem`] if its manifest is damaged or another
     /// snapshot's, [`Error::Locked`] while it is written or deleted, or the place's own error.
-    pub async fn open(location: &Location) -> Result<Self, Error> {
-        Self::open_in(Place::open(location, Purpose::Read).await?).await
+    pub async fn open(location: &Location, keys: &Keys) -> Result<Self, Error> {
+        let place = Place::open(location, Purpose::Read).await?;
+        Self::open_in(place, keys).await
     }
 
-    pub(crate) async fn open_in(place: Place) -> Result<Self, Error> {
+    pub(crate) async fn open_in(place: Place, keys: &Keys) -> Result<Self, Error> {
         let incomplete = || Error::Incomplete {
             place: place.location().clone(),
         };
@@ -78,10 +90,10 @@ impl Archive {
             let kind = ProblemKind::Foreign(why);
             return Err(Problem::new(FileName::Manifest, kind).at(place.location()));
         }
-        Ok(Self::of(place, manifest))
+        Ok(Self::of(place, manifest, keys.clone()))
     }
 
-    pub(crate) fn of(place: Place, manifest: Manifest) -> Self {
+    pub(crate) fn of(place: Place, manifest: Manifest, keys: Keys) -> Self {
         let mut parts = HashMap::new();
         for (table, stored) in manifest.tables.iter().enumerate() {
             let numbers = stored.parts.iter().enumerate();
@@ -91,6 +103,7 @@ impl Archive {
             shared: Arc::new(Shared {
                 place,
                 manifest,
+                keys,
                 parts,
             }),
         }
@@ -120,82 +133,134 @@ impl Archive {
         &self.shared.place
     }
 
+    fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
     fn data_name(&self, no: PartNo) -> FileName {
-        FileName::Data(no, self.manifest().codec.packing().into())
+        self.manifest().names().data(no)
+    }
+
+    /// Whether it can be read: it is not encrypted, or the keys fit.
+    ///
+    /// # Errors
+    /// [`Error::Key`], which says what is missing.
+    pub fn check_keys(&self) -> Result<(), Error> {
+        let Some(encryption) = &self.manifest().encryption else {
+            return Ok(());
+        };
+        let fits = self.keys().check(encryption);
+        fits.map_err(|why| Error::Key {
+            place: self.location().clone(),
+            recipients: encryption.recipients.clone(),
+            why: Box::new(why),
+        })
     }
 
     /// Opens a part: checks its index as a whole, and that its data has the right length.
     ///
     /// # Errors
-    /// [`Error::NoSuchPart`], [`Error::Problem`], or the place's own error.
+    /// [`Error::NoSuchPart`], [`Error::Problem`], [`Error::Key`], or the place's own error.
     pub async fn part(&self, no: PartNo) -> Result<StoredReader, Error> {
-        StoredReader::open(self, no).await
+        StoredReader::open(self, no, Digesting::No).await
     }
 
     /// The schema's sections, checked.
     ///
     /// # Errors
-    /// [`Error::Problem`] or the place's own error.
+    /// [`Error::Problem`], [`Error::Key`] or the place's own error.
     pub async fn schema(&self) -> Result<Schema, Error> {
-        let record = self.manifest().schema;
-        let file = self
-            .checked(
-                FileName::Schema,
-                SCHEMA_MAX,
-                record.bytes,
-                record.sha256,
-                record.blake3,
-            )
-            .await?;
-        schema::split(&file, &record)
-            .map_err(|why| Problem::damaged(FileName::Schema, why).at(self.location()))
+        let (name, record) = (self.manifest().names().schema(), self.manifest().schema);
+        let file = self.content(&self.schema_file()).await?;
+        schema::split(&file, &record).map_err(|why| Problem::damaged(name, why).at(self.location()))
     }
 
     /// The sequences' positions, checked.
     ///
     /// # Errors
-    /// [`Error::Problem`] or the place's own error.
+    /// [`Error::Problem`], [`Error::Key`] or the place's own error.
     pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Error> {
-        let record = self.manifest().sequences;
-        let (bytes, sha256, blake3) = (record.bytes, record.sha256, record.blake3);
-        let file = self
-            .checked(FileName::Sequences, SEQUENCES_MAX, bytes, sha256, blake3)
-            .await?;
+        let name = self.manifest().names().sequences();
+        let count = self.manifest().sequences.count;
+        let file = self.content(&self.sequences_file()).await?;
         let values =
-            sequences::decode(&file).and_then(|values| match values.len() as u64 == record.count {
+            sequences::decode(&file).and_then(|values| match values.len() as u64 == count {
                 true => Ok(values),
                 false => Err(format!("it has {} sequences", values.len())),
             });
-        values.map_err(|why| Problem::damaged(FileName::Sequences, why).at(self.location()))
+        values.map_err(|why| Problem::damaged(name, why).at(self.location()))
     }
 
-    /// A whole file with both of its digests checked.
-    async fn checked(
-        &self,
-        name: FileName,
-        limit: u64,
-        expected: ByteCount,
-        sha256: Sum,
-        blake3: Sum,
-    ) -> Result<Bytes, Error> {
-        let problem = |kind| Problem::new(name, kind).at(self.location());
-        let file = self.place().read(name, limit).await?;
-        let file = file.ok_or_else(|| problem(ProblemKind::Missing))?;
-        let length = file.len() as u64;
-        if length < expected.0 {
-            let expected = expected.0;
-            return Err(problem(ProblemKind::Truncated { length, expected }));
+    fn schema_file(&self) -> Recorded {
+        let record = self.manifest().schema;
+        Recorded {
+            name: self.manifest().names().schema(),
+            content_max: SCHEMA_MAX,
+            bytes: record.bytes,
+            digests: (record.sha256, record.blake3),
         }
-        let (mut digests, bytes) = (Digests::default(), file.clone());
-        offload(&mut digests, move |digests: &mut Digests| {
-            digests.update(&bytes);
-        })
-        .await;
-        let digests = digests.finish();
-        if (digests.sha256, digests.blake3) != (sha256, blake3) {
-            let why = "its digests are not those of the manifest".to_owned();
-            return Err(problem(ProblemKind::Damaged(why)));
-        }
-        Ok(file)
     }
+
+    fn sequences_file(&self) -> Recorded {
+        let record = self.manifest().sequences;
+        Recorded {
+            name: self.manifest().names().sequences(),
+            content_max: SEQUENCES_MAX,
+            bytes: record.bytes,
+            digests: (record.sha256, record.blake3),
+        }
+    }
+
+    /// A file's content, with both digests of what is stored checked.
+    async fn content(&self, file: &Recorded) -> Result<Bytes, Error> {
+        self.check_keys()?;
+        let length = self.check_recorded_length(file).await?;
+        let how = (self.keys(), Digesting::Yes);
+        let mut reader = ContentReader::new(self.place(), file.name, length, how);
+        // Of a file that is too long, no more is held than of the right one; it is found wrong below.
+        let expected = usize::try_from(file.bytes.0.min(length)).unwrap_or(0);
+        let content = reader.take_all(expected).await?;
+        self.check_digests(file, reader.digests())?;
+        Ok(content)
+    }
+
+    /// Checks a file as it is stored.
+    async fn check_stored(&self, file: &Recorded) -> Result<(), Error> {
+        let length = self.check_recorded_length(file).await?;
+        let digests = self.stored_digests(file.name, length).await?;
+        self.check_digests(file, Some(digests))
+    }
+
+    /// The file's length, if it is not shorter than it should be.
+    async fn check_recorded_length(&self, file: &Recorded) -> Result<u64, Error> {
+        let problem = |kind| Err(Problem::new(file.name, kind).at(self.location()));
+        let limit = stored_max(file.content_max, file.name.cipher());
+        match self.place().length(file.name).await? {
+            None => problem(ProblemKind::Missing),
+            Some(length) if length > limit => problem(ProblemKind::Damaged(format!(
+                "it has {length} bytes; at most {limit} are allowed"
+            ))),
+            Some(length) if length < file.bytes.0 => problem(ProblemKind::Truncated {
+                length,
+                expected: file.bytes.0,
+            }),
+            Some(length) => Ok(length),
+        }
+    }
+
+    fn check_digests(&self, file: &Recorded, digests: Option<FileDigests>) -> Result<(), Error> {
+        if digests.map(|found| (found.sha256, found.blake3)) == Some(file.digests) {
+            return Ok(());
+        }
+        let why = "its digests are not those of the manifest";
+        Err(Problem::damaged(file.name, why).at(self.location()))
+    }
+}
+
+/// What the manifest says of a file that is read as a whole.
+struct Recorded {
+    name: FileName,
+    content_max: u64,
+    bytes: ByteCount,
+    digests: (Sum, Sum),
 }

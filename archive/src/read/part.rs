@@ -3,48 +3,54 @@
 use bytes::Bytes;
 use steep_protocol::PartNo;
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
-use steep_protocol::stored::StoredCodec;
 
 use super::Archive;
-use crate::error::{Error, Problem};
-use crate::index::{IndexSums, index_bytes};
+use crate::content::{ContentReader, Digesting};
+use crate::error::{Error, Problem, ProblemKind};
+use crate::index::IndexSums;
+use crate::keys::Keys;
 use crate::manifest::StoredPart;
-use crate::name::FileName;
-use crate::place::{FileReader, Place};
+use crate::name::Names;
+use crate::place::{FileDigests, Place};
 
 /// The frames of a stored part, in the order and form of the wire: to serve it, send each head and its
 /// payload. Holds some pieces of a few MiB, whatever the part's size.
 #[derive(Debug)]
 pub struct StoredReader {
     place: Place,
-    name: FileName,
+    names: Names,
     part: StoredPart,
     /// Of a complete snapshot: it can tell swapped files from damaged ones.
     archive: Option<Archive>,
-    heads: FileReader,
-    data: FileReader,
+    heads: ContentReader,
+    data: ContentReader,
     sums: IndexSums,
-    hasher: blake3::Hasher,
     /// A head whose payload was not taken yet.
     next: Option<FrameHead>,
 }
 
 impl StoredReader {
-    /// Bytes of memory that a reader holds at most: of two files, a piece in use, one ahead.
-    pub const MEMORY: usize = 4 * FileReader::PIECE as usize;
+    /// Bytes of memory that a reader holds at most: of two files.
+    pub const MEMORY: usize = 2 * ContentReader::MEMORY as usize;
 
-    pub(super) async fn open(archive: &Archive, no: PartNo) -> Result<Self, Error> {
+    /// `digesting` also digests the data's file.
+    pub(crate) async fn open(
+        archive: &Archive,
+        no: PartNo,
+        digesting: Digesting,
+    ) -> Result<Self, Error> {
         let missing = || Error::NoSuchPart {
             place: archive.location().clone(),
             no,
         };
         let part = *archive.find(no).ok_or_else(missing)?.1;
+        archive.check_keys()?;
         archive.check_index(&part).await?;
-        let name = archive.data_name(no);
-        let length = archive.place().length(name).await?;
+        let length = archive.place().length(archive.data_name(no)).await?;
         archive.check_length(&part, length).await?;
-        let codec = archive.manifest().codec;
-        let reader = Self::of(archive.place().clone(), codec, part);
+        let names = archive.manifest().names();
+        let how = (archive.keys(), digesting);
+        let reader = Self::of(archive.place().clone(), names, part, how);
         Ok(Self {
             archive: Some(archive.clone()),
             ..reader
@@ -52,18 +58,22 @@ impl StoredReader {
     }
 
     /// A part whose files have been written.
-    pub(crate) fn of(place: Place, codec: StoredCodec, part: StoredPart) -> Self {
-        let name = FileName::Data(part.no, codec.packing().into());
-        let index = FileName::Index(part.no);
+    pub(crate) fn of(
+        place: Place,
+        names: Names,
+        part: StoredPart,
+        (keys, digesting): (&Keys, Digesting),
+    ) -> Self {
+        let (index, data) = (names.index(part.no), names.data(part.no));
+        let index_bytes = part.stored_index_bytes().0;
         Self {
-            heads: FileReader::new(place.clone(), index, index_bytes(part.chunks)),
-            data: FileReader::new(place.clone(), name, part.stored_bytes.0),
-            sums: IndexSums::new(codec.packing()),
-            hasher: blake3::Hasher::new(),
+            heads: ContentReader::new(&place, index, index_bytes, (keys, Digesting::Yes)),
+            data: ContentReader::new(&place, data, part.stored_bytes.0, (keys, digesting)),
+            sums: IndexSums::new(names.packing),
             next: None,
             archive: None,
             place,
-            name,
+            names,
             part,
         }
     }
@@ -86,7 +96,6 @@ impl StoredReader {
             }
             let bytes = self.heads.take(HEAD_LENGTH).await?;
             let head = self.sums.decode(&bytes);
-            self.hasher.update(&bytes);
             self.next = Some(head.map_err(|why| self.changed(&why))?);
         }
         let Some(head) = self.next else {
@@ -94,25 +103,58 @@ impl StoredReader {
         };
         let FrameHead::Chunk { wire, digest, .. } = head else {
             // It was right when the part was opened.
-            if self.hasher.finalize() != self.part.index_blake3.0 {
+            let at_end = self.heads.is_at_end().await?;
+            let digests = self.heads.digests().filter(|_| at_end);
+            if digests.map(|digests| digests.blake3) != Some(self.part.index_blake3) {
                 return Err(self.changed("it was changed meanwhile"));
+            }
+            if !self.data.is_at_end().await? {
+                let name = self.names.data(self.part.no);
+                let problem = Problem::damaged(name, "it goes on after its last chunk");
+                return Err(problem.at(self.place.location()));
             }
             self.next = None;
             return Ok(Some((head, Bytes::new())));
         };
-        let payload = self.data.take(wire as usize).await?;
+        let payload = match self.data.take(wire as usize).await {
+            Ok(payload) => payload,
+            Err(Error::Problem { problem, .. }) => return Err(self.wrong_chunk(problem).await),
+            Err(error) => return Err(error),
+        };
         if *blake3::hash(&payload).as_bytes() != digest {
-            let problem = match &self.archive {
-                Some(archive) => archive.wrong_chunk(&self.part, self.sums.chunks).await?,
-                None => Problem::damaged(self.name, "it was changed after it was written"),
+            let why = match &self.archive {
+                Some(_) => format!(
+                    "chunk {} of {} is not the one that was written",
+                    self.sums.chunks, self.part.chunks
+                ),
+                None => "it was changed after it was written".to_owned(),
             };
-            return Err(problem.at(self.place.location()));
+            let problem = Problem::damaged(self.names.data(self.part.no), why);
+            return Err(self.wrong_chunk(problem).await);
         }
         self.next = None;
         Ok(Some((head, payload)))
     }
 
+    /// The digests of the data's file as it is stored, after its last frame, if they were asked for.
+    pub(crate) fn data_digests(&mut self) -> Option<FileDigests> {
+        self.data.digests()
+    }
+
+    /// What the data's file is whose next chunk is not there: another file, or as `problem` says.
+    async fn wrong_chunk(&self, mut problem: Problem) -> Error {
+        let told = matches!(problem.kind, ProblemKind::Damaged(_));
+        if let Some(archive) = self.archive.as_ref().filter(|_| told) {
+            match archive.whose(&self.part, self.part.stored_bytes.0).await {
+                Ok(Some(with)) => problem.kind = ProblemKind::Swapped { with },
+                Ok(None) => {}
+                Err(error) => return error,
+            }
+        }
+        problem.at(self.place.location())
+    }
+
     fn changed(&self, why: &str) -> Error {
-        Problem::damaged(FileName::Index(self.part.no), why).at(self.place.location())
+        Problem::damaged(self.names.index(self.part.no), why).at(self.place.location())
     }
 }

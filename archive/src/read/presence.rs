@@ -14,7 +14,8 @@ const PARALLEL: usize = 16;
 
 impl Archive {
     /// Checks that every file is there with the right length, and reads schema, sequences and every index:
-    /// about 200 bytes for each MiB of rows. Data of the right length is not read.
+    /// about 200 bytes for each MiB of rows. Data of the right length is not read. Without a key, what is encrypted is
+    /// compared with the manifest as it is stored.
     ///
     /// Returns all problems, in the order of the manifest; none if all is well.
     ///
@@ -24,8 +25,7 @@ impl Archive {
         let listing = self.place().list().await?;
         let lengths: HashMap<FileName, u64> = listing.files.into_iter().collect();
         let mut problems = Vec::new();
-        problems.extend(problem(self.schema().await.map(drop))?);
-        problems.extend(problem(self.sequences().await.map(drop))?);
+        problems.extend(self.check_whole_files().await?);
         let parts: Vec<StoredPart> = self.manifest().parts().copied().collect();
         let checks = parts.into_iter().map(|part| {
             let length = lengths.get(&self.data_name(part.no)).copied();
@@ -36,6 +36,22 @@ impl Archive {
             problems.extend(found?);
         }
         Ok(problems)
+    }
+
+    /// Checks schema and sequences.
+    pub(crate) async fn check_whole_files(&self) -> Result<Vec<Problem>, Error> {
+        let (schema, sequences) = match self.check_keys() {
+            Ok(()) => (
+                self.schema().await.map(drop),
+                self.sequences().await.map(drop),
+            ),
+            Err(_) => (
+                self.check_stored(&self.schema_file()).await,
+                self.check_stored(&self.sequences_file()).await,
+            ),
+        };
+        let found = [problem(schema)?, problem(sequences)?];
+        Ok(found.into_iter().flatten().collect())
     }
 }
 

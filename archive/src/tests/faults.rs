@@ -5,7 +5,7 @@ use crate::error::ProblemKind;
 
 /// The problems of a cheap look, and of a full one.
 async fn problems(location: &Location) -> (Vec<String>, Vec<String>) {
-    let archive = Archive::open(location).await.unwrap();
+    let archive = Archive::open(location, &Keys::default()).await.unwrap();
     let shown = |problems: Vec<crate::Problem>| problems.iter().map(ToString::to_string).collect();
     (
         shown(archive.check_presence().await.unwrap()),
@@ -136,7 +136,7 @@ async fn each_wrong_file_is_named_with_what_is_wrong() {
 async fn a_part_of_another_snapshot_is_foreign() {
     let (_dir, location, path) = sample(StoredCodec::Lz4).await;
     let (_other_dir, other, other_path) = directory();
-    let writing = Archive::create(&other, identity(StoredCodec::Lz4))
+    let writing = Archive::create(&other, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(9, 600_000)).await.unwrap();
@@ -149,9 +149,12 @@ async fn a_part_of_another_snapshot_is_foreign() {
         present.iter().any(|p| p.starts_with(foreign)),
         "{present:#?}"
     );
-    let error = read_part(&Archive::open(&location).await.unwrap(), 0)
-        .await
-        .unwrap_err();
+    let error = read_part(
+        &Archive::open(&location, &Keys::default()).await.unwrap(),
+        0,
+    )
+    .await
+    .unwrap_err();
     assert!(error.to_string().contains(foreign), "{error}");
 }
 
@@ -162,7 +165,9 @@ async fn a_manifest_of_another_snapshot_or_a_damaged_one_is_refused() {
     let foreign = claim.replace("000000000000abcd", "000000000000abce");
     assert_ne!(claim, foreign);
     fs::write(path.join("snapshot.json"), foreign).unwrap();
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(
         error
             .to_string()
@@ -172,14 +177,18 @@ async fn a_manifest_of_another_snapshot_or_a_damaged_one_is_refused() {
 
     fs::write(path.join("snapshot.json"), claim).unwrap();
     flip(&path.join("manifest.json"), 700);
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(
         error.to_string().contains("manifest.json is damaged"),
         "{error}"
     );
 
     fs::remove_file(path.join("manifest.json")).unwrap();
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Incomplete { .. }), "{error}");
 }
 
@@ -189,14 +198,16 @@ async fn symbolic_links_and_pipes_lead_nowhere() {
         let (dir, location, path) = sample(StoredCodec::None).await;
         fs::rename(path.join(name), dir.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), path.join(name)).unwrap();
-        let error = Archive::open(&location).await.unwrap_err();
+        let error = Archive::open(&location, &Keys::default())
+            .await
+            .unwrap_err();
         let expected = matches!(&error, Error::Problem { problem, .. } if problem.kind == ProblemKind::NotAFile);
         assert!(expected, "{error}");
     }
     let (dir, location, path) = sample(StoredCodec::None).await;
     fs::rename(path.join("parts"), dir.path().join("parts")).unwrap();
     std::os::unix::fs::symlink(dir.path().join("parts"), path.join("parts")).unwrap();
-    let archive = Archive::open(&location).await.unwrap();
+    let archive = Archive::open(&location, &Keys::default()).await.unwrap();
     assert!(read_part(&archive, 0).await.is_err());
 
     let (_dir, location, path) = sample(StoredCodec::None).await;
@@ -211,7 +222,7 @@ async fn symbolic_links_and_pipes_lead_nowhere() {
     )
     .unwrap();
     assert!(
-        Archive::open(&location).await.is_err(),
+        Archive::open(&location, &Keys::default()).await.is_err(),
         "a pipe is not waited for"
     );
 }
@@ -224,7 +235,9 @@ async fn a_manifest_that_is_too_long_is_not_read() {
         .open(path.join("manifest.json"))
         .unwrap();
     file.set_len(crate::manifest::MANIFEST_MAX + 1).unwrap();
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("at most"), "{error}");
 }
 
@@ -235,7 +248,9 @@ async fn a_manifest_with_too_many_values_is_not_read() {
     let manifest = path.join("manifest.json");
     let columns = format!("{{\"tables\":[{{\"columns\":[{values}\"a\"]}}]}}");
     fs::write(manifest, columns).unwrap();
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("at most 8000000"), "{error}");
 }
 
@@ -244,7 +259,7 @@ async fn a_manifest_with_too_many_values_is_not_read() {
 async fn a_bomb_and_wrong_row_counts_are_found() {
     use steep_protocol::frame::FrameHead;
     let (_dir, location, _) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Zstd(3)))
+    let writing = Archive::create(&location, identity(StoredCodec::Zstd(3)), &Keys::default())
         .await
         .unwrap();
     let payload = zstd::bulk::compress(&vec![0; 100_000_000], 3).unwrap();

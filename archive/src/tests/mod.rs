@@ -1,5 +1,6 @@
 //! Whole snapshots in directories and in-memory stores.
 
+mod encrypted;
 mod faults;
 mod resume;
 mod round_trip;
@@ -17,9 +18,12 @@ use steep_protocol::stored::StoredCodec;
 use steep_protocol::{Identifier, NodeId, PartNo, RowCount, SnapshotId, TableName};
 
 use crate::chunk::{Packer, Unpacker};
+use crate::keys::tests::{keys, new_key};
 use crate::place::{Place, Purpose};
 use crate::write::PlannedTable;
-use crate::{Archive, Contents, Error, Identity, Location, Manifest, Source, StoredPart, Writing};
+use crate::{
+    Archive, Contents, Error, Identity, Keys, Location, Manifest, Source, StoredPart, Writing,
+};
 
 const CODECS: [StoredCodec; 4] = [
     StoredCodec::None,
@@ -34,6 +38,15 @@ fn identity(codec: StoredCodec) -> Identity {
         node_id: NodeId::parse("node_a").unwrap(),
         lsn: "16/B374D848".parse().unwrap(),
         codec,
+        encryption: None,
+    }
+}
+
+/// The same, encrypted with those keys if there are any.
+fn identity_with(codec: StoredCodec, keys: &Keys) -> Identity {
+    Identity {
+        encryption: keys.facts().map(|facts| facts.encrypts.clone()),
+        ..identity(codec)
     }
 }
 
@@ -152,8 +165,13 @@ fn memory() -> (Arc<dyn ObjectStore>, Place) {
 
 /// A complete snapshot of three parts, of which the last is empty.
 async fn sample(codec: StoredCodec) -> (tempfile::TempDir, Location, PathBuf) {
+    sample_with(codec, &Keys::default()).await
+}
+
+async fn sample_with(codec: StoredCodec, keys: &Keys) -> (tempfile::TempDir, Location, PathBuf) {
     let (dir, location, path) = directory();
-    let writing = Archive::create(&location, identity(codec)).await.unwrap();
+    let identity = identity_with(codec, keys);
+    let writing = Archive::create(&location, identity, keys).await.unwrap();
     write_part(&writing, 0, &rows(1, 600_000)).await.unwrap();
     write_part(&writing, 1, &rows(2, 300_000)).await.unwrap();
     write_part(&writing, 2, b"").await.unwrap();

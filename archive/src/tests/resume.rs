@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_killed_writer_leaves_nothing_that_looks_complete() {
     let (_dir, location, path) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Lz4))
+    let writing = Archive::create(&location, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(1, 300_000)).await.unwrap();
@@ -23,14 +23,16 @@ async fn a_killed_writer_leaves_nothing_that_looks_complete() {
         "snapshot.json",
     ];
     assert_eq!(files(&path), kept, "a dropped part removes its files");
-    let error = Archive::open(&location).await.unwrap_err();
+    let error = Archive::open(&location, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Incomplete { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn whole_parts_are_kept_and_broken_ones_are_not() {
     let (_dir, location, path) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Lz4))
+    let writing = Archive::create(&location, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let mut whole = Vec::new();
@@ -58,7 +60,7 @@ async fn whole_parts_are_kept_and_broken_ones_are_not() {
     fs::rename(at("0000006.copy.lz4"), at("0000006.copy.zst")).unwrap();
     fs::write(at(".0000009.copy.lz4.tmp"), "unfinished").unwrap();
 
-    let writing = Archive::create(&location, identity(StoredCodec::Lz4))
+    let writing = Archive::create(&location, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let kept = writing.kept(3).await.unwrap();
@@ -73,7 +75,7 @@ async fn whole_parts_are_kept_and_broken_ones_are_not() {
     write_rest(&writing, &[0, 1, 2, 3, 4, 5, 6]).await.unwrap();
     drop(writing);
     assert_eq!(files(&path).len(), 14 + 4);
-    let archive = Archive::open(&location).await.unwrap();
+    let archive = Archive::open(&location, &Keys::default()).await.unwrap();
     assert_eq!(archive.verify(2, |_| ()).await.unwrap().problems, []);
 }
 
@@ -81,8 +83,10 @@ async fn whole_parts_are_kept_and_broken_ones_are_not() {
 async fn a_place_belongs_to_one_snapshot_and_one_process() {
     let (_dir, location, path) = directory();
     let codec = StoredCodec::Lz4;
-    let writing = Archive::create(&location, identity(codec)).await.unwrap();
-    let locked = Archive::create(&location, identity(codec))
+    let writing = Archive::create(&location, identity(codec), &Keys::default())
+        .await
+        .unwrap();
+    let locked = Archive::create(&location, identity(codec), &Keys::default())
         .await
         .unwrap_err();
     assert!(
@@ -101,19 +105,23 @@ async fn a_place_belongs_to_one_snapshot_and_one_process() {
         },
         identity(StoredCodec::Gzip),
     ] {
-        let error = Archive::create(&location, other).await.unwrap_err();
+        let error = Archive::create(&location, other, &Keys::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::Occupied { .. }), "{error}");
     }
-    let writing = Archive::create(&location, identity(codec)).await.unwrap();
+    let writing = Archive::create(&location, identity(codec), &Keys::default())
+        .await
+        .unwrap();
     write_rest(&writing, &[]).await.unwrap();
     drop(writing);
-    let error = Archive::create(&location, identity(codec))
+    let error = Archive::create(&location, identity(codec), &Keys::default())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Complete { .. }), "{error}");
     fs::remove_file(path.join("manifest.json")).unwrap();
     fs::remove_file(path.join("snapshot.json")).unwrap();
-    let error = Archive::create(&location, identity(codec))
+    let error = Archive::create(&location, identity(codec), &Keys::default())
         .await
         .unwrap_err();
     assert!(error.to_string().contains("unknown"), "{error}");
@@ -122,7 +130,7 @@ async fn a_place_belongs_to_one_snapshot_and_one_process() {
 #[tokio::test]
 async fn a_snapshot_without_all_its_parts_is_not_finished() {
     let (_dir, location, _) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::None))
+    let writing = Archive::create(&location, identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(1, 100)).await.unwrap();

@@ -5,11 +5,12 @@ use super::*;
 
 #[tokio::test]
 async fn every_codec_and_place_gives_back_what_was_stored() {
-    for codec in CODECS {
+    let both = [Keys::default(), keys(&new_key())];
+    for (codec, keys) in CODECS.iter().flat_map(|c| both.iter().map(|k| (*c, k))) {
         let (_dir, location, _) = directory();
         for place in [memory().1, place(&location, Purpose::Write).await] {
-            let texts = [rows(1, 1_500_000), noise(700_000), Vec::new()];
-            let writing = Writing::create_in(place.clone(), identity(codec))
+            let texts = [rows(1, 2_500_000), noise(700_000), Vec::new()];
+            let writing = Writing::create_in(place.clone(), identity_with(codec, keys), keys)
                 .await
                 .unwrap();
             for (no, text) in (0..).zip(&texts) {
@@ -17,7 +18,7 @@ async fn every_codec_and_place_gives_back_what_was_stored() {
                 assert_eq!(part.bytes.0, text.len() as u64);
             }
             let manifest = write_rest(&writing, &[0, 1, 2]).await.unwrap();
-            let archive = Archive::open_in(place).await.unwrap();
+            let archive = Archive::open_in(place, keys).await.unwrap();
             assert_eq!(archive.manifest(), &manifest);
             assert_eq!(archive.check_presence().await.unwrap(), []);
             for (no, text) in (0..).zip(&texts) {
@@ -48,7 +49,7 @@ async fn every_codec_and_place_gives_back_what_was_stored() {
 #[tokio::test]
 async fn parts_are_written_at_once() {
     let (_dir, location, _) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Lz4))
+    let writing = Archive::create(&location, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let texts: Vec<_> = (0..8).map(|no| rows(no, 400_000)).collect();
@@ -60,7 +61,7 @@ async fn parts_are_written_at_once() {
         .await
         .unwrap();
     drop(writing);
-    let archive = Archive::open(&location).await.unwrap();
+    let archive = Archive::open(&location, &Keys::default()).await.unwrap();
     assert_eq!(archive.verify(4, |_| ()).await.unwrap().problems, []);
 }
 
@@ -93,7 +94,7 @@ async fn a_directory_that_others_can_write_to_is_refused() {
     let (_dir, location, path) = directory();
     std::fs::create_dir_all(&path).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let error = Archive::create(&location, identity(StoredCodec::None))
+    let error = Archive::create(&location, identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Unsafe { .. }), "{error}");
@@ -108,7 +109,7 @@ async fn a_snapshot_is_deleted_and_strangers_files_stay() {
     std::fs::write(path.join(odd), "mine").unwrap();
     let other = Archive::delete(&location, SnapshotId(1)).await.unwrap_err();
     assert!(matches!(other, Error::Occupied { .. }), "{other}");
-    let open = Archive::open(&location).await.unwrap();
+    let open = Archive::open(&location, &Keys::default()).await.unwrap();
     let locked = Archive::delete(&location, SnapshotId(0xABCD))
         .await
         .unwrap_err();

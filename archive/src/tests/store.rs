@@ -16,7 +16,7 @@ async fn keys(store: &Arc<dyn ObjectStore>) -> Vec<String> {
 #[tokio::test]
 async fn a_long_part_is_uploaded_in_pieces_and_a_dropped_one_is_not_seen() {
     let (store, place) = memory();
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None))
+    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     let text = rows(1, 20 * 1024 * 1024);
@@ -37,7 +37,7 @@ async fn a_long_part_is_uploaded_in_pieces_and_a_dropped_one_is_not_seen() {
     let kept = writing.kept(1).await.unwrap();
     assert_eq!(kept.len(), 1);
     write_rest(&writing, &[0]).await.unwrap();
-    let archive = Archive::open_in(place).await.unwrap();
+    let archive = Archive::open_in(place, &Keys::default()).await.unwrap();
     assert!(read_part(&archive, 0).await.unwrap() == text);
 }
 
@@ -51,13 +51,13 @@ async fn a_slow_store_gives_the_same() {
     };
     let store = Arc::new(ThrottledStore::new(InMemory::new(), config));
     let place = Place::in_store(store, "slow");
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::Lz4))
+    let writing = Writing::create_in(place.clone(), identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let text = noise(9 * 1024 * 1024);
     write_part(&writing, 0, &text).await.unwrap();
     write_rest(&writing, &[0]).await.unwrap();
-    let archive = Archive::open_in(place).await.unwrap();
+    let archive = Archive::open_in(place, &Keys::default()).await.unwrap();
     assert!(read_part(&archive, 0).await.unwrap() == text);
     assert_eq!(archive.verify(1, |_| ()).await.unwrap().problems, []);
 }
@@ -65,9 +65,13 @@ async fn a_slow_store_gives_the_same() {
 #[tokio::test]
 async fn missing_and_shortened_objects_are_named() {
     let (store, place) = memory();
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::Zstd(1)))
-        .await
-        .unwrap();
+    let writing = Writing::create_in(
+        place.clone(),
+        identity(StoredCodec::Zstd(1)),
+        &Keys::default(),
+    )
+    .await
+    .unwrap();
     for no in 0..3 {
         write_part(&writing, no, &rows(no.into(), 300_000))
             .await
@@ -89,7 +93,7 @@ async fn missing_and_shortened_objects_are_named() {
         .await
         .unwrap();
     store.delete(&key("0000002.index")).await.unwrap();
-    let archive = Archive::open_in(place).await.unwrap();
+    let archive = Archive::open_in(place, &Keys::default()).await.unwrap();
     for problems in [
         archive.check_presence().await.unwrap(),
         archive.verify(3, |_| ()).await.unwrap().problems,
@@ -108,7 +112,7 @@ async fn missing_and_shortened_objects_are_named() {
 #[tokio::test]
 async fn objects_are_deleted_and_strangers_stay() {
     let (store, place) = memory();
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None))
+    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(1, 1_000)).await.unwrap();
@@ -128,13 +132,15 @@ async fn objects_are_deleted_and_strangers_stay() {
 #[tokio::test]
 async fn a_bucket_is_claimed_once() {
     let (_store, place) = memory();
-    Writing::create_in(place.clone(), identity(StoredCodec::None))
+    Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     let other = Identity {
         snapshot_id: SnapshotId(1),
         ..identity(StoredCodec::None)
     };
-    let error = Writing::create_in(place, other).await.unwrap_err();
+    let error = Writing::create_in(place, other, &Keys::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Occupied { .. }), "{error}");
 }

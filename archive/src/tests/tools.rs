@@ -25,7 +25,9 @@ async fn standard_tools_open_every_part() {
         (StoredCodec::None, ".copy", "cat", &[]),
     ] {
         let (_dir, location, path) = directory();
-        let writing = Archive::create(&location, identity(codec)).await.unwrap();
+        let writing = Archive::create(&location, identity(codec), &Keys::default())
+            .await
+            .unwrap();
         for (no, text) in (0..).zip([rows(1, 900_000), noise(600_000)]) {
             write_part(&writing, no, &text).await.unwrap();
             let file = path.join(format!("parts/{no:07}{suffix}"));
@@ -50,6 +52,6 @@ async fn jq_and_sha256sum_check_a_manifest() {
     };
     use sha2::{Digest, Sha256};
     let sum = crate::Sum(Sha256::digest(&canonical).into());
-    let archive = Archive::open(&location).await.unwrap();
+    let archive = Archive::open(&location, &Keys::default()).await.unwrap();
     assert_eq!(archive.manifest().checksum, Some(sum));
 }

@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use steep_protocol::encryption::Encryption;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{Lsn, NodeId, SnapshotId};
 
 use crate::error::{Error, Problem};
-use crate::manifest::{FORMAT_VERSION, text};
+use crate::manifest::{format_version, text};
 use crate::name::FileName;
 use crate::place::{Existing, Place};
 
@@ -27,6 +28,9 @@ pub struct Identity {
     pub lsn: Lsn,
     /// How its parts are compressed.
     pub codec: StoredCodec,
+    /// How its files are encrypted, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,7 +55,7 @@ pub(super) async fn take(place: &Place, identity: &Identity) -> Result<(), Error
         });
     }
     let claim = Claim {
-        format_version: FORMAT_VERSION,
+        format_version: format_version(identity.encryption.as_ref()),
         identity: identity.clone(),
     };
     let bytes = serde_json::to_vec_pretty(&claim).map_err(|e| Error::Misuse {
@@ -79,6 +83,11 @@ fn compare(place: &Place, found: &Identity, wanted: &Identity) -> Result<(), Err
         String::new()
     } else if found.codec != wanted.codec {
         format!(", begun with the compression {}", found.codec)
+    } else if found.encryption != wanted.encryption {
+        match &found.encryption {
+            Some(encryption) => format!(", begun encrypted to {}", encryption.recipients),
+            None => ", begun without encryption".to_owned(),
+        }
     } else {
         format!(", of node {} at {}", found.node_id, found.lsn)
     };
@@ -99,7 +108,7 @@ pub(crate) async fn read(place: &Place) -> Result<Option<Identity>, Error> {
     };
     let bad = |why: String| Problem::damaged(FileName::Claim, why).at(place.location());
     let claim: Claim = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    if claim.format_version != FORMAT_VERSION {
+    if claim.format_version != format_version(claim.identity.encryption.as_ref()) {
         return Err(bad(format!(
             "its format version is {}",
             claim.format_version

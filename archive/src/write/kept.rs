@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use steep_protocol::PartNo;
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
-use steep_protocol::stored::StoredCodec;
+use steep_protocol::{ByteCount, PartNo};
 
-use crate::blocking::offload;
+use crate::blocking::blocking;
+use crate::content::{ContentReader, Digesting};
 use crate::error::Error;
 use crate::index::IndexSums;
+use crate::keys::Keys;
 use crate::manifest::StoredPart;
-use crate::name::FileName;
-use crate::place::{Digests, FileReader, Place};
+use crate::name::{Cipher, FileName, Names};
+use crate::place::Place;
 
 /// The lengths of a part's files, where they exist.
 #[derive(Default)]
@@ -22,34 +23,39 @@ struct Files {
     other: Vec<FileName>,
 }
 
-/// The whole parts, by number. Everything else of parts is removed.
+/// The whole parts, by number. Everything else of parts is removed. Encrypted ones are whole only if `keys` read them.
 pub(super) async fn find(
     place: &Place,
-    codec: StoredCodec,
+    (names, keys): (Names, &Keys),
     parallel: usize,
 ) -> Result<Vec<StoredPart>, Error> {
     let mut found: BTreeMap<PartNo, Files> = BTreeMap::new();
     for (name, length) in place.list().await?.files {
-        match name {
-            FileName::Data(no, suffix) if suffix == codec.packing().into() => {
-                found.entry(no).or_default().data = Some(length);
+        let (no, is_ours) = match name {
+            FileName::Data(no, ..) => (no, name == names.data(no)),
+            FileName::Index(no, _) => (no, name == names.index(no)),
+            FileName::Claim | FileName::Manifest | FileName::Schema(_) | FileName::Sequences(_) => {
+                continue;
             }
-            FileName::Data(no, _) => found.entry(no).or_default().other.push(name),
-            FileName::Index(no) => found.entry(no).or_default().index = Some(length),
-            FileName::Claim | FileName::Manifest | FileName::Schema | FileName::Sequences => {}
+        };
+        let files = found.entry(no).or_default();
+        match name {
+            _ if !is_ours => files.other.push(name),
+            FileName::Index(..) => files.index = Some(length),
+            _ => files.data = Some(length),
         }
     }
     let mut broken: BTreeSet<FileName> = BTreeSet::new();
     let mut checks = Vec::new();
     for (no, files) in found {
         broken.extend(files.other);
-        let data = FileName::Data(no, codec.packing().into());
         match (files.data, files.index) {
-            (Some(length), Some(index)) => {
-                checks.push(read_again(place.clone(), no, codec, length, index));
+            (Some(data), Some(index)) => {
+                let of = (names, keys.clone());
+                checks.push(read_again(place.clone(), no, of, (data, index)));
             }
-            (Some(_), None) => drop(broken.insert(data)),
-            (None, Some(_)) => drop(broken.insert(FileName::Index(no))),
+            (Some(_), None) => drop(broken.insert(names.data(no))),
+            (None, Some(_)) => drop(broken.insert(names.index(no))),
             (None, None) => {}
         }
     }
@@ -61,10 +67,7 @@ pub(super) async fn find(
     for (no, part) in checked {
         match part {
             Some(part) => kept.push(part),
-            None => broken.extend([
-                FileName::Index(no),
-                FileName::Data(no, codec.packing().into()),
-            ]),
+            None => broken.extend([names.index(no), names.data(no)]),
         }
     }
     // Indexes come last in the order of names, but a part without data is no more whole than one without
@@ -78,13 +81,12 @@ pub(super) async fn find(
 async fn read_again(
     place: Place,
     no: PartNo,
-    codec: StoredCodec,
-    length: u64,
-    index_length: u64,
+    of: (Names, Keys),
+    lengths: (u64, u64),
 ) -> Result<(PartNo, Option<StoredPart>), Error> {
-    match check(place, no, codec, length, index_length).await {
+    match check(place, no, of, lengths).await {
         Ok(part) => Ok((no, part)),
-        // Shorter or other than it was listed.
+        // Shorter or other than it was listed, or it cannot be decrypted.
         Err(Error::Problem { .. }) => Ok((no, None)),
         Err(error) => Err(error),
     }
@@ -93,52 +95,50 @@ async fn read_again(
 async fn check(
     place: Place,
     no: PartNo,
-    codec: StoredCodec,
-    length: u64,
-    index_length: u64,
+    (names, keys): (Names, Keys),
+    (length, index_length): (u64, u64),
 ) -> Result<Option<StoredPart>, Error> {
-    let name = FileName::Data(no, codec.packing().into());
-    let mut heads = FileReader::new(place.clone(), FileName::Index(no), index_length);
-    let mut data = FileReader::new(place, name, length);
-    let mut sums = IndexSums::new(codec.packing());
-    let (mut data_digests, mut index_digests) = (Digests::default(), Digests::default());
-    let mut left = index_length;
-    while left >= HEAD_LENGTH as u64 {
-        left -= HEAD_LENGTH as u64;
-        let bytes = heads.take(HEAD_LENGTH).await?;
+    let how = (&keys, Digesting::Yes);
+    let mut heads = ContentReader::new(&place, names.index(no), index_length, how);
+    let mut data = ContentReader::new(&place, names.data(no), length, how);
+    let mut sums = IndexSums::new(names.packing);
+    loop {
+        let bytes = heads.take_up_to(HEAD_LENGTH).await?;
+        if bytes.is_empty() {
+            break;
+        }
         let Ok(head) = sums.decode(&bytes) else {
             return Ok(None);
         };
-        index_digests.update(&bytes);
         if let FrameHead::Chunk { wire, digest, .. } = head {
-            if sums.stored_bytes.0 > length {
-                return Ok(None);
-            }
             let payload = data.take(wire as usize).await?;
-            let whole = offload(&mut data_digests, move |digests: &mut Digests| {
-                digests.update(&payload);
-                *blake3::hash(&payload).as_bytes() == digest
-            });
-            if !whole.await {
+            let hashed = blocking(move || *blake3::hash(&payload).as_bytes());
+            if hashed.await != digest {
                 return Ok(None);
             }
         }
     }
-    let Some(rows) = sums
-        .rows
-        .filter(|_| left == 0 && sums.stored_bytes.0 == length)
-    else {
+    let Some(rows) = sums.rows else {
         return Ok(None);
     };
-    let (data, index) = (data_digests.finish(), index_digests.finish());
+    if !data.is_at_end().await? {
+        return Ok(None);
+    }
+    let (Some(data), Some(index)) = (data.digests(), heads.digests()) else {
+        return Ok(None);
+    };
     Ok(Some(StoredPart {
         no,
         rows,
         chunks: sums.chunks,
         bytes: sums.bytes,
-        stored_bytes: sums.stored_bytes,
+        stored_bytes: ByteCount(data.bytes),
         sha256: data.sha256,
         blake3: data.blake3,
         index_blake3: index.blake3,
+        index_bytes: match names.cipher {
+            Cipher::None => None,
+            Cipher::Age => Some(ByteCount(index.bytes)),
+        },
     }))
 }

@@ -1,7 +1,7 @@
 //! Writes a snapshot: parts in any order and at once, then schema and sequences, last the manifest.
 //!
 //! Nothing that is incomplete looks complete: without a manifest there is no snapshot. A killed writer's
-//! whole parts are kept by the next one, after they have been read again.
+//! whole parts are kept by the next one, after they have been read again; encrypted ones if its key reads them.
 
 mod claim;
 mod kept;
@@ -17,13 +17,15 @@ use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{Identifier, PartNo, TableName};
 
+use crate::content::{ContentWriter, Digesting, cipher_memory, encrypt};
 use crate::error::Error;
+use crate::keys::Keys;
 use crate::location::Location;
 use crate::manifest::{
-    CopyFormat, FORMAT_VERSION, MANIFEST_MAX, Manifest, Source, StoredPart, StoredSchema,
-    StoredSequences, StoredTable, Totals,
+    CopyFormat, MANIFEST_MAX, Manifest, Source, StoredPart, StoredSchema, StoredSequences,
+    StoredTable, Totals, format_version,
 };
-use crate::name::FileName;
+use crate::name::{Cipher, FileName, Names};
 use crate::place::{Digests, Existing, Place, Purpose};
 use crate::read::{Archive, StoredReader};
 use crate::schema::{self, SCHEMA_MAX};
@@ -43,6 +45,7 @@ pub struct Writing {
 struct Shared {
     place: Place,
     identity: Identity,
+    keys: Keys,
     state: Mutex<State>,
 }
 
@@ -88,13 +91,29 @@ impl Writing {
     ///
     /// # Errors
     /// [`Error::Complete`] or [`Error::Occupied`] if something else is there, [`Error::Locked`] while
-    /// another process writes there, or the place's own error.
-    pub(crate) async fn create(location: &Location, identity: Identity) -> Result<Self, Error> {
+    /// another process writes there, [`Error::Misuse`] if `keys` do not encrypt as the identity says, or the place's
+    /// own error.
+    pub(crate) async fn create(
+        location: &Location,
+        identity: Identity,
+        keys: &Keys,
+    ) -> Result<Self, Error> {
         let place = Place::open(location, Purpose::Write).await?;
-        Self::create_in(place, identity).await
+        Self::create_in(place, identity, keys).await
     }
 
-    pub(crate) async fn create_in(place: Place, identity: Identity) -> Result<Self, Error> {
+    pub(crate) async fn create_in(
+        place: Place,
+        identity: Identity,
+        keys: &Keys,
+    ) -> Result<Self, Error> {
+        let own = keys.facts().map(|facts| &facts.encrypts);
+        if identity.encryption.is_some() && identity.encryption.as_ref() != own {
+            return Err(Error::Misuse {
+                place: place.location().clone(),
+                why: "the key is not the one that it is encrypted with".to_owned(),
+            });
+        }
         match found(&place).await? {
             Found::Nothing => {}
             found => return Err(found.complete(&place)),
@@ -105,6 +124,7 @@ impl Writing {
             shared: Arc::new(Shared {
                 place,
                 identity,
+                keys: keys.clone(),
                 state: Mutex::default(),
             }),
         })
@@ -127,12 +147,23 @@ impl Writing {
         self.shared.identity.codec
     }
 
+    fn names(&self) -> Names {
+        Names {
+            packing: self.codec().packing(),
+            cipher: self.shared.identity.encryption.as_ref().into(),
+        }
+    }
+
+    async fn begin(&self, name: FileName) -> Result<ContentWriter, Error> {
+        ContentWriter::begin(self.place(), name, &self.shared.keys).await
+    }
+
     /// Bytes of memory that a [`PartFile`] holds at most.
     #[must_use]
     pub fn part_memory(&self) -> usize {
         let pieces = self.place().pieces();
         // The index has pieces of its own, but fills one only in a part of over 6 GB.
-        pieces.bytes * (pieces.held + 1)
+        pieces.bytes * (pieces.held + 1) + 2 * cipher_memory(self.names().cipher)
     }
 
     /// The parts that an earlier process finished: each is read again and checked against its index, at
@@ -141,7 +172,8 @@ impl Writing {
     /// # Errors
     /// The place's own error. A broken part is no error.
     pub async fn kept(&self, parallel: usize) -> Result<Vec<StoredPart>, Error> {
-        let kept = kept::find(self.place(), self.codec(), parallel).await?;
+        let of = (self.names(), &self.shared.keys);
+        let kept = kept::find(self.place(), of, parallel).await?;
         let mut state = self.state();
         state.parts.extend(kept.iter().map(|part| (part.no, *part)));
         Ok(kept)
@@ -158,7 +190,7 @@ impl Writing {
         // An index that stays would describe other data.
         let replaced = self.state().parts.remove(&no).is_some();
         if replaced {
-            self.place().remove(vec![FileName::Index(no)]).await?;
+            self.place().remove(vec![self.names().index(no)]).await?;
         }
         PartFile::begin(self.clone(), no).await
     }
@@ -173,7 +205,9 @@ impl Writing {
     #[must_use]
     pub fn reader(&self, no: PartNo) -> Option<StoredReader> {
         let part = *self.state().parts.get(&no)?;
-        Some(StoredReader::of(self.place().clone(), self.codec(), part))
+        let how = (&self.shared.keys, Digesting::No);
+        let place = self.place().clone();
+        Some(StoredReader::of(place, self.names(), part, how))
     }
 
     /// Stores the sections of the schema's dump.
@@ -184,7 +218,7 @@ impl Writing {
         if (pre_data.len() + post_data.len()) as u64 > SCHEMA_MAX - 1024 {
             return Err(self.misuse(format!("its schema is over {SCHEMA_MAX} bytes")));
         }
-        let mut file = self.place().begin(FileName::Schema).await?;
+        let mut file = self.begin(self.names().schema()).await?;
         for piece in schema::pieces(pre_data, post_data) {
             file.write(piece).await?;
         }
@@ -198,12 +232,17 @@ impl Writing {
     /// # Errors
     /// [`Error::Full`], [`Error::Misuse`] if there are too many, or the place's own error.
     pub async fn sequences(&self, values: &[SequenceValue]) -> Result<(), Error> {
-        let bytes = sequences::encode(values).map_err(|why| self.misuse(why))?;
+        let mut bytes = sequences::encode(values).map_err(|why| self.misuse(why))?;
+        let name = self.names().sequences();
+        if name.cipher() == Cipher::Age {
+            let encrypted = encrypt(&bytes, &self.shared.keys);
+            bytes = encrypted.map_err(|error| self.place().encrypting(name, error))?;
+        }
         let mut digests = Digests::default();
         digests.update(&bytes);
         let digests = digests.finish();
         self.place()
-            .write(FileName::Sequences, Bytes::from(bytes), Existing::Replace)
+            .write(name, Bytes::from(bytes), Existing::Replace)
             .await?;
         self.state().sequences = Some(StoredSequences {
             count: values.len() as u64,
@@ -245,7 +284,8 @@ impl Writing {
     /// The place's own error.
     pub fn sealed(&self, manifest: Manifest) -> Result<Archive, Error> {
         self.place().share()?;
-        Ok(Archive::of(self.place().clone(), manifest))
+        let keys = self.shared.keys.clone();
+        Ok(Archive::of(self.place().clone(), manifest, keys))
     }
 
     fn compose(&self, contents: Contents) -> Result<Manifest, Error> {
@@ -277,7 +317,7 @@ impl Writing {
             });
         }
         Ok(Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: format_version(identity.encryption.as_ref()),
             snapshot_id: identity.snapshot_id,
             created_at: contents.created_at,
             source: contents.source,
@@ -287,6 +327,7 @@ impl Writing {
             include_schemas: contents.include_schemas,
             exclude_tables: contents.exclude_tables,
             codec: identity.codec,
+            encryption: identity.encryption.clone(),
             copy_format: CopyFormat::Text,
             tables,
             schema: state
@@ -304,12 +345,13 @@ impl Writing {
         let planned: std::collections::HashSet<_> = manifest.parts().map(|part| part.no).collect();
         let listing = self.place().list().await?;
         let unplanned = listing.files.into_iter().map(|(name, _)| name);
+        let names = self.names();
         let unplanned = unplanned.filter(|name| match name {
-            FileName::Data(no, suffix) => {
-                !planned.contains(no) || *suffix != self.codec().packing().into()
-            }
-            FileName::Index(no) => !planned.contains(no),
-            _ => false,
+            FileName::Data(no, ..) => !planned.contains(no) || *name != names.data(*no),
+            FileName::Index(no, _) => !planned.contains(no) || *name != names.index(*no),
+            FileName::Schema(_) => *name != names.schema(),
+            FileName::Sequences(_) => *name != names.sequences(),
+            FileName::Claim | FileName::Manifest => false,
         });
         self.place().remove(unplanned.collect()).await
     }

@@ -1,14 +1,14 @@
 //! One part on its way into a place.
 
 use steep_protocol::frame::FrameHead;
-use steep_protocol::{PartNo, RowCount};
+use steep_protocol::{ByteCount, PartNo, RowCount};
 
 use super::Writing;
+use crate::content::ContentWriter;
 use crate::error::Error;
 use crate::index::IndexSums;
 use crate::manifest::StoredPart;
-use crate::name::FileName;
-use crate::place::FileWriter;
+use crate::name::Cipher;
 
 /// A part that is being written. Dropping it removes what was written.
 #[derive(Debug)]
@@ -16,20 +16,19 @@ pub struct PartFile {
     writing: Writing,
     no: PartNo,
     sums: IndexSums,
-    data: FileWriter,
-    index: FileWriter,
+    data: ContentWriter,
+    index: ContentWriter,
 }
 
 impl PartFile {
     pub(super) async fn begin(writing: Writing, no: PartNo) -> Result<Self, Error> {
-        let packing = writing.codec().packing();
-        let data = writing.place().begin(FileName::Data(no, packing.into()));
-        let data = data.await?;
-        let index = writing.place().begin(FileName::Index(no)).await?;
+        let names = writing.names();
+        let data = writing.begin(names.data(no)).await?;
+        let index = writing.begin(names.index(no)).await?;
         Ok(Self {
             writing,
             no,
-            sums: IndexSums::new(packing),
+            sums: IndexSums::new(names.packing),
             data,
             index,
         })
@@ -70,10 +69,14 @@ impl PartFile {
             rows,
             chunks: self.sums.chunks,
             bytes: self.sums.bytes,
-            stored_bytes: self.sums.stored_bytes,
+            stored_bytes: ByteCount(data.bytes),
             sha256: data.sha256,
             blake3: data.blake3,
             index_blake3: index.blake3,
+            index_bytes: match self.writing.names().cipher {
+                Cipher::None => None,
+                Cipher::Age => Some(ByteCount(index.bytes)),
+            },
         };
         self.writing.state().parts.insert(self.no, part);
         Ok(part)

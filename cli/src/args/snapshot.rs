@@ -1,9 +1,11 @@
 //! `snapshot` and its subcommands.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use steep_archive::Location;
+use steep_protocol::encryption::Encrypt;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{SNAPSHOTS_MAX, SnapshotSpec, StoreSpec};
@@ -45,11 +47,29 @@ Examples:
 Examples:
   steep-repl snapshot verify 51358f153ac8daae      by the agent that stored it
   steep-repl snapshot verify /backup/app           by this command, here; needs no coordinator
-  steep-repl snapshot verify s3://backups/app")]
+  steep-repl snapshot verify s3://backups/app
+  steep-repl snapshot verify /backup/app --snapshot-key snapshot.key")]
     Verify {
         /// A snapshot, or the place where one is stored
         #[arg(value_name = "ID_OR_PATH", value_parser = Stored::parse)]
         stored: Stored,
+        /// With a path: the key file of an encrypted snapshot. Without one, its files are checked as they are stored, and
+        /// no rows counted [env: STEEP_REPL_SNAPSHOT_KEY]
+        #[arg(long, value_name = "FILE")]
+        snapshot_key: Option<PathBuf>,
+    },
+    /// Make a key file for encrypted snapshots, and print its recipient
+    #[command(after_help = "\
+The file is a secret, of the form that age uses: age -d -i FILE decrypts what is encrypted to it.
+
+Examples:
+  steep-repl snapshot keygen --output /etc/steep-repl/snapshot.key
+  steep-agent run ... --snapshot-key /etc/steep-repl/snapshot.key
+  steep-repl snapshot generate --source node_a --output /backup/app --encrypt")]
+    Keygen {
+        /// A file that does not exist
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
     },
     /// Remove a snapshot: its files, its slot and its publication
     #[command(after_help = "\
@@ -74,7 +94,8 @@ Examples:
   steep-repl snapshot generate --source node_a --output /backup/app
   steep-repl snapshot generate --source node_a --output s3://backups/app --compress zstd:9
   steep-repl snapshot generate --source node_a --output /backup/app --include-schema app --expires 48h
-  steep-repl snapshot generate --source node_a --output /backup/app/2026-11-29 --keep 7")]
+  steep-repl snapshot generate --source node_a --output /backup/app/2026-11-29 --keep 7
+  steep-repl snapshot generate --source node_a --output s3://backups/app --encrypt")]
 pub(crate) struct GenerateArgs {
     /// The node to read
     #[arg(long, value_name = "NODE")]
@@ -90,6 +111,9 @@ pub(crate) struct GenerateArgs {
     /// Compression of the files: none, gzip, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value = "zstd")]
     pub(crate) compress: StoredCodec,
+    /// Encrypt the files to the key of that node's agent (its --snapshot-key): whoever reads them needs that key
+    #[arg(long)]
+    pub(crate) encrypt: bool,
     /// How long it is kept: until then its slot retains the source's WAL
     #[arg(long, default_value = "168h", value_parser = parse_duration)]
     pub(crate) expires: Duration,
@@ -117,6 +141,10 @@ impl GenerateArgs {
                 location: self.output.to_string(),
                 codec: self.compress,
                 max_rate: self.max_rate,
+                encrypt: match self.encrypt {
+                    true => Encrypt::ToAgentsKey,
+                    false => Encrypt::No,
+                },
             }),
             filter: self.read.filter(),
             parallel: self.parallel.unwrap_or(settings.parallel),

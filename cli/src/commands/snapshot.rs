@@ -1,7 +1,9 @@
 //! `steep-repl snapshot`: stored snapshots.
 
+use std::path::{Path, PathBuf};
+
 use indicatif::ProgressBar;
-use steep_archive::{Archive, Location};
+use steep_archive::{Archive, KeyFileError, Keys, Location, generate_key};
 use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
@@ -25,9 +27,34 @@ pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u
         SnapshotCommand::Apply(args) => super::init::apply::run(*args, context).await,
         SnapshotCommand::List { source } => list(source, context).await,
         SnapshotCommand::Show { id } => show(id, context).await,
-        SnapshotCommand::Verify { stored } => verify(&stored, context).await,
+        SnapshotCommand::Verify {
+            stored,
+            snapshot_key,
+        } => verify(&stored, snapshot_key, context).await,
+        SnapshotCommand::Keygen { output } => keygen(&output, context),
         SnapshotCommand::Delete { id, force, yes } => delete(id, (force, yes), context).await,
     }
+}
+
+/// Makes a key; needs no coordinator.
+fn keygen(output: &Path, context: &Context) -> Result<u8, Failure> {
+    let made = generate_key(output);
+    let recipient = made.map_err(|error| Failure::new(FaultKind::Failed, error.to_string()))?;
+    if context.terminal.json {
+        print_json(&json::key(output, &recipient));
+    } else {
+        print_line(&format!("recipient {recipient}"));
+        tell(&format!(
+            "The secret key is in {0}. Keep a copy of it in a safe place: without it, nobody reads what is encrypted to \
+             this recipient. An agent uses it with --snapshot-key {0}.",
+            output.display()
+        ));
+    }
+    Ok(failure::SUCCESS)
+}
+
+fn unusable(error: &KeyFileError) -> Failure {
+    Failure::bad_request(error.to_string())
 }
 
 async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure> {
@@ -233,12 +260,17 @@ async fn answered(query: Query, context: &Context) -> Result<Vec<SnapshotView>, 
     Ok(views)
 }
 
-async fn verify(which: &Stored, context: &Context) -> Result<u8, Failure> {
+async fn verify(which: &Stored, key: Option<PathBuf>, context: &Context) -> Result<u8, Failure> {
+    if matches!(which, Stored::Known(_)) && key.is_some() {
+        let text = "--snapshot-key is for a path: with an id the agent that stored the snapshot verifies it, and uses \
+                    its own key";
+        return Err(Failure::bad_request(text));
+    }
     let mut signals = Signals::catch()?;
     let verifying = async {
         match which {
             Stored::Known(id) => verify_known(*id, context).await,
-            Stored::At(location) => verify_here(location, context).await,
+            Stored::At(location) => verify_here(location, key.as_deref(), context).await,
         }
     };
     let verified = tokio::select! {
@@ -271,9 +303,22 @@ async fn verify_known(id: SnapshotId, context: &Context) -> Result<VerifiedSnaps
     verified.ok_or_else(|| Failure::new(FaultKind::Failed, "the coordinator did not answer"))
 }
 
-async fn verify_here(location: &Location, context: &Context) -> Result<VerifiedSnapshot, Failure> {
+async fn verify_here(
+    location: &Location,
+    key: Option<&Path>,
+    context: &Context,
+) -> Result<VerifiedSnapshot, Failure> {
     let failed = |error: steep_archive::Error| Failure::new(FaultKind::Failed, error.to_string());
-    let archive = Archive::open(location).await.map_err(failed)?;
+    let keys = match key.or(context.settings.snapshot_key.as_deref()) {
+        Some(path) => Keys::load(path).map_err(|error| unusable(&error))?,
+        None => Keys::default(),
+    };
+    let archive = Archive::open(location, &keys).await.map_err(failed)?;
+    if key.is_some() {
+        // Whoever names a key wants the rows to be read.
+        let fits = archive.check_keys();
+        fits.map_err(|error| Failure::new(FaultKind::KeyMissing, error.to_string()))?;
+    }
     let manifest = archive.manifest();
     let bar = context.terminal.live.then(stored::bar);
     let total = manifest.totals.stored_bytes.0;
@@ -293,6 +338,7 @@ async fn verify_here(location: &Location, context: &Context) -> Result<VerifiedS
         parts: verified.parts,
         rows: verified.rows.0,
         bytes: verified.bytes.0,
+        unread: verified.unread,
         problems_total: verified.problems.len() as u64,
         problems: verified.problems.iter().map(ToString::to_string).collect(),
     })

@@ -283,5 +283,6 @@ pub(crate) fn snapshot(number: u64, state: SnapshotState) -> SnapshotView {
         hint: None,
         warnings: Vec::new(),
         duration_seconds: 20.0,
+        encryption: None,
     }
 }

@@ -33,9 +33,7 @@ pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
                 view.wal_held_bytes.map_or_else(|| "-".to_owned(), size),
                 view.expires_at
                     .map_or_else(|| "-".to_owned(), |at| format!("{at:.0}")),
-                view.location
-                    .as_ref()
-                    .map_or_else(|| "-".to_owned(), |place| clean(place)),
+                place(view).unwrap_or_else(|| "-".to_owned()),
             ]
         })
         .collect();
@@ -47,6 +45,15 @@ pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
         }
     }
     text
+}
+
+/// Where it is stored, and whether it can be read there without a key.
+fn place(view: &SnapshotView) -> Option<String> {
+    let place = clean(view.location.as_ref()?);
+    Some(match &view.encryption {
+        Some(_) => format!("{place} (encrypted)"),
+        None => place,
+    })
 }
 
 fn state(view: &SnapshotView, paint: Paint) -> String {
@@ -67,6 +74,10 @@ pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
     ];
     if let (Some(location), Some(codec)) = (&view.location, view.codec) {
         lines.push(("stored in", format!("{} ({codec})", clean(location))));
+    }
+    if let Some(encryption) = &view.encryption {
+        let (format, recipients) = (encryption.format, &encryption.recipients);
+        lines.push(("encrypted", format!("{format}, to {recipients}")));
     }
     if let Some(lsn) = view.lsn {
         lines.push(("lsn", lsn.to_string()));
@@ -169,8 +180,19 @@ pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
         count(verified.rows),
         size(verified.bytes)
     );
+    let sums = match &verified.unread {
+        Some(_) => format!("{} parts as they are stored", count(verified.parts)),
+        None => sums,
+    };
+    let unread = verified.unread.as_ref().map_or_else(String::new, |why| {
+        let why = paint.yellow(&clean(why));
+        format!("  its rows were not read: {why}\n")
+    });
     if verified.problems_total == 0 {
-        return format!("snapshot {id} is {}: {sums}\n", paint.green("whole"));
+        return format!(
+            "snapshot {id} is {}: {sums}\n{unread}",
+            paint.green("whole")
+        );
     }
     let problems = match verified.problems_total {
         1 => "1 problem".to_owned(),
@@ -189,5 +211,59 @@ pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
     if further > 0 {
         text.push_str(&format!("  and {} more\n", count(further)));
     }
-    text
+    text + &unread
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::SnapshotId;
+    use steep_protocol::encryption::{Encryption, Recipients};
+
+    use super::*;
+    use crate::render::{json, samples};
+
+    #[test]
+    fn an_encrypted_snapshot_is_shown_with_its_recipients() {
+        let mut view = samples::snapshot(7, SnapshotState::Sealed);
+        view.codec = Some(steep_protocol::stored::StoredCodec::Lz4);
+        let plain = full(&view, Paint::Plain);
+        assert!(!plain.contains("encrypted"), "{plain}");
+        assert_eq!(json::snapshot(&view)["encryption"], serde_json::Value::Null);
+
+        let recipient = format!("age1{}", "q".repeat(58));
+        let recipients = vec![recipient.parse().unwrap()];
+        let recipients = Recipients::try_from(recipients).unwrap();
+        view.encryption = Some(Encryption::age(recipients));
+        let shown = full(&view, Paint::Plain);
+        assert!(shown.contains(&format!("age, to {recipient}")), "{shown}");
+        let listed = list(std::slice::from_ref(&view), Paint::Plain);
+        assert!(listed.contains("/backup/app (encrypted)"), "{listed}");
+        assert_eq!(
+            json::snapshot(&view)["encryption"],
+            serde_json::json!({ "format": "age", "recipients": [recipient] })
+        );
+    }
+
+    #[test]
+    fn rows_that_were_not_read_are_not_counted_and_it_is_said_why() {
+        let mut found = VerifiedSnapshot {
+            snapshot: SnapshotId(7),
+            manifest: None,
+            parts: 9,
+            rows: 0,
+            bytes: 0,
+            unread: Some("there is no key for snapshots".to_owned()),
+            problems: Vec::new(),
+            problems_total: 0,
+        };
+        for problem in [None, Some("parts/0000001.copy.age is missing".to_owned())] {
+            found.problems_total = problem.iter().count() as u64;
+            found.problems.extend(problem);
+            let text = verified(&found, Paint::Plain);
+            for part in ["9 parts as they are stored", "not read: there is no key"] {
+                assert!(text.contains(part), "{part} is not in {text}");
+            }
+            assert!(!text.contains("0 rows"), "{text}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! fault.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
+use steep_protocol::message::agent::{SlotOrigin, SourceCommand, TargetCommand};
 use steep_protocol::message::api::{ApiReply, InitRequest};
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::Replication;
@@ -13,7 +13,7 @@ use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 use super::orders::Start;
 use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
-use crate::job::handover::Handover;
+use crate::job::handover::{Handover, StoredRows};
 use crate::job::preflight::{self, Case};
 use crate::registry::Agent;
 use crate::store::Store;
@@ -32,8 +32,16 @@ pub(super) struct Doctor {
 pub(super) struct Look {
     /// The number of its doctor.
     pub(super) doctor: u64,
+    pub(super) wanted: Wanted,
+}
+
+/// What would be done.
+pub(super) struct Wanted {
     pub(super) spec: JobSpec,
+    /// The slot that it would start from.
     handover: Option<Handover>,
+    /// The stored snapshot that it would load.
+    stored: Option<StoredRows>,
 }
 
 impl<S: Store> Driver<S> {
@@ -54,8 +62,13 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Result<(), Fault> {
         self.check_doctor(request.specs())?;
+        let live = |spec| Wanted {
+            spec,
+            handover: None,
+            stored: None,
+        };
         let wanted = match request {
-            InitRequest::Copy(specs) => specs.into_iter().map(|spec| (spec, None)).collect(),
+            InitRequest::Copy(specs) => specs.into_iter().map(live).collect(),
             InitRequest::Resume(specs) => {
                 let kept = self.what_is_kept(&specs)?;
                 self.answer(ticket, Ok(Answer::Replies(kept)));
@@ -63,17 +76,22 @@ impl<S: Store> Driver<S> {
             }
             InitRequest::Complete(spec) => {
                 let (spec, handover) = self.resolve(*spec)?;
-                vec![(spec, Some(handover))]
+                vec![Wanted {
+                    handover: Some(handover),
+                    ..live(spec)
+                }]
             }
             InitRequest::Apply(spec) => {
-                let template = |spec: &JobSpec, start| match start {
-                    Start::Stored(stored) => spec.method.follows().then(|| stored.template()),
-                    Start::Live | Start::Backup(_) | Start::Shared(_) | Start::Joined(_) => None,
-                };
                 let jobs = self.resolve_snapshot(*spec)?.into_iter();
-                jobs.map(|(spec, start)| {
-                    let template = template(&spec, start);
-                    (spec, template)
+                jobs.map(|(spec, start)| match start {
+                    Start::Stored(stored) => Wanted {
+                        handover: spec.method.follows().then(|| stored.template()),
+                        stored: Some(stored),
+                        spec,
+                    },
+                    Start::Live | Start::Backup(_) | Start::Shared(_) | Start::Joined(_) => {
+                        live(spec)
+                    }
                 })
                 .collect()
             }
@@ -82,19 +100,15 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    fn begin_doctor(
-        &mut self,
-        wanted: Vec<(JobSpec, Option<Handover>)>,
-        ticket: Ticket,
-        now: Timestamp,
-    ) {
+    fn begin_doctor(&mut self, wanted: Vec<Wanted>, ticket: Ticket, now: Timestamp) {
         let doctor = self.take_commands(1);
         let found = wanted
             .iter()
-            .map(|(spec, _)| (spec.target.clone(), None))
+            .map(|wanted| (wanted.spec.target.clone(), None))
             .collect();
         self.doctors.insert(doctor, Doctor { ticket, found });
-        for (spec, handover) in wanted {
+        for wanted in wanted {
+            let (spec, handover) = (&wanted.spec, &wanted.handover);
             let job = self.new_job_id();
             let prepared = handover.as_ref().map(|h| h.replication.clone());
             let replication = prepared.unwrap_or_else(|| Replication::of(job));
@@ -104,36 +118,42 @@ impl<S: Store> Driver<S> {
                 slot: SlotOrigin::of(&replication),
             };
             let source = spec.source.clone();
-            let purpose = Purpose::LookAtSource(Look {
-                doctor,
-                spec,
-                handover,
-            });
+            let purpose = Purpose::LookAtSource(Look { doctor, wanted });
             self.begin_query_as(job, &source, replication, (command.into(), purpose), now);
         }
+    }
+
+    /// The next command, and the node that it is for.
+    pub(super) fn look_at_target(&self, look: &Look) -> (TargetCommand, NodeId) {
+        let spec = &look.wanted.spec;
+        let (source, filter) = (self.peer(&spec.source), spec.filter.clone());
+        let command = TargetCommand::Gather { source, filter };
+        (command, spec.target.clone())
     }
 
     /// Judges the facts of both ends; after the last target, answers.
     pub(super) fn looked(&mut self, look: &Look, source: &SourceFacts, target: &TargetFacts) {
         let around = self.around();
+        let wanted = &look.wanted;
         let case = Case {
-            spec: &look.spec,
+            spec: &wanted.spec,
             source,
             target,
-            handover: look.handover.as_ref().zip(source.slot.as_ref()),
+            handover: wanted.handover.as_ref().zip(source.slot.as_ref()),
+            stored: wanted.stored.as_ref(),
             around: &around,
         };
         let mut findings = (self.rules.judge)(&case);
-        let agent = self.registry.get(&look.spec.source);
+        let agent = self.registry.get(&wanted.spec.source);
         let waiting = agent.into_iter().flat_map(Agent::waiting_slots);
-        let (source, bounds) = (&look.spec.source, self.rules.bounds);
+        let (source, bounds) = (&wanted.spec.source, self.rules.bounds);
         findings.extend(preflight::standing(source, waiting, bounds));
         findings.extend(preflight::copy_size(&case));
         let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
             return;
         };
         let mut places = doctor.found.iter_mut();
-        if let Some((_, found)) = places.find(|(node, _)| *node == look.spec.target) {
+        if let Some((_, found)) = places.find(|(node, _)| *node == wanted.spec.target) {
             *found = Some(findings);
         }
         if doctor.found.iter().all(|(_, found)| found.is_some())

@@ -175,7 +175,10 @@ impl AgentQuery {
 
     /// Whether it needs that node's agent.
     fn needs(&self, node: &NodeId) -> bool {
-        self.course.on == *node || self.look().is_some_and(|look| look.spec.target == *node)
+        self.course.on == *node
+            || self
+                .look()
+                .is_some_and(|look| look.wanted.spec.target == *node)
     }
 }
 
@@ -304,10 +307,8 @@ impl<S: Store> Driver<S> {
     ) -> Next {
         match (purpose, outcome) {
             (Purpose::LookAtSource(look), Outcome::SourceFacts(facts)) => {
-                let (source, filter) = (self.peer(&look.spec.source), look.spec.filter.clone());
-                let command = TargetCommand::Gather { source, filter };
-                let (on, purpose) = (look.spec.target.clone(), Purpose::LookAtTarget(look, facts));
-                return Some((on, command.into(), purpose));
+                let (command, on) = self.look_at_target(&look);
+                return Some((on, command.into(), Purpose::LookAtTarget(look, facts)));
             }
             (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
                 self.looked(&look, &source, &target);

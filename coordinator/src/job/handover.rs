@@ -2,6 +2,7 @@
 //! backup's position fits a slot. Pure.
 
 use serde::{Deserialize, Serialize};
+use steep_protocol::encryption::Encryption;
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
@@ -37,6 +38,9 @@ pub struct StoredRows {
     pub lsn: Lsn,
     /// Whether all its files are looked at before anything is changed.
     pub verify: bool,
+    /// How its files are encrypted, if they are.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
 }
 
 /// Whose agent reads a stored snapshot.

@@ -7,6 +7,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use steep_protocol::encryption::Encrypt;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{Compression, JobSpec};
 use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState, StoreSpec};
@@ -184,6 +185,7 @@ impl Snapshot {
             },
             // The rate is that of the copy: the source is read as fast as it can be.
             max_rate: None,
+            encrypt: Encrypt::No,
         };
         let spec = SnapshotSpec {
             source: job.source,

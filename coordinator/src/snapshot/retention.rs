@@ -91,6 +91,7 @@ mod tests {
                 location: place.to_owned(),
                 codec: StoredCodec::None,
                 max_rate: None,
+                encrypt: steep_protocol::encryption::Encrypt::No,
             }),
             filter: TableFilter::default(),
             parallel: 1,

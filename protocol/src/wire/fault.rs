@@ -32,6 +32,8 @@ pub enum FaultKind {
     TargetChanged,
     /// What was stored of a snapshot is damaged or gone. A spool is read anew. Exit code 1.
     StoreDamaged,
+    /// What was stored of a snapshot is encrypted, and the agent has no key for it. Exit code 1.
+    KeyMissing,
 }
 
 impl FaultKind {
@@ -49,6 +51,7 @@ impl FaultKind {
             Self::SourceChanged => "source_changed",
             Self::TargetChanged => "target_changed",
             Self::StoreDamaged => "store_damaged",
+            Self::KeyMissing => "key_missing",
         }
     }
 }

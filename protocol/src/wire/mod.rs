@@ -2,11 +2,12 @@
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
 //! [`close`]. Besides these, [`report_interval`] is how often agents report, [`stored`] is the compression of stored
-//! snapshots, and [`units`] parses sizes and durations.
+//! snapshots and [`encryption`] who can read them, and [`units`] parses sizes and durations.
 
 pub mod address;
 pub mod close;
 pub mod codec;
+pub mod encryption;
 pub mod frame;
 pub mod hello;
 pub mod limits;

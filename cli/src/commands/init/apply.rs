@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use futures_util::future::join_all;
 use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::job::JobSpec;
-use steep_protocol::message::snapshot::{ApplySpec, CarriedTo, SnapshotView};
-use steep_protocol::{FaultKind, NodeId, SnapshotId};
+use steep_protocol::message::snapshot::{ApplySpec, CarriedTo, FoundSnapshot, SnapshotView};
+use steep_protocol::{FaultKind, NodeId};
 
 use super::begin::{self, AfterStart};
 use super::plan;
@@ -14,6 +14,7 @@ use crate::args::{ApplyArgs, Stored};
 use crate::client::Client;
 use crate::commands::{Context, interrupted, snapshot};
 use crate::failure::Failure;
+use crate::render::clean;
 use crate::signals::Signals;
 use crate::terminal::tell;
 
@@ -92,13 +93,17 @@ async fn find(client: &Client, which: &Stored, targets: &[NodeId]) -> Result<Fou
         }
         Stored::At(location) => location.to_string(),
     };
-    let (mut ids, mut nodes, mut without) = (BTreeSet::new(), Vec::new(), Vec::new());
+    let (mut ids, mut nodes) = (BTreeSet::new(), Vec::new());
+    let (mut without, mut unreadable) = (Vec::new(), Vec::new());
     let looks = targets.iter().map(|target| look(client, target, &location));
     for (target, found) in targets.iter().zip(join_all(looks).await) {
         match found {
-            Ok(id) => {
-                ids.insert(id);
-                nodes.push(target.clone());
+            Ok(found) => {
+                ids.insert(found.snapshot);
+                match found.unreadable {
+                    None => nodes.push(target.clone()),
+                    Some(fault) => unreadable.push((target, *fault)),
+                }
             }
             Err(failure) => without.push((target, failure.on(target))),
         }
@@ -133,12 +138,19 @@ async fn find(client: &Client, which: &Stored, targets: &[NodeId]) -> Result<Fou
             view.source_node
         ));
     }
-    let carried = Some(CarriedTo { location, nodes });
+    for (target, fault) in unreadable {
+        tell(&clean(&format!(
+            "{target} finds the snapshot in {location} and cannot read it ({fault}); the agent of {} reads it for {target}",
+            view.source_node
+        )));
+    }
+    // Without a target that reads it, the source's agent does, where it was stored.
+    let carried = (!nodes.is_empty()).then_some(CarriedTo { location, nodes });
     Ok(Found { view, carried })
 }
 
 /// Which snapshot the node's agent finds there.
-async fn look(client: &Client, node: &NodeId, location: &str) -> Result<SnapshotId, Failure> {
+async fn look(client: &Client, node: &NodeId, location: &str) -> Result<FoundSnapshot, Failure> {
     let query = Query::FindSnapshot {
         node: node.clone(),
         location: location.to_owned(),

@@ -25,7 +25,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::findings;
 
-pub(crate) use snapshot::{generated, snapshot, snapshot_deleted, snapshots, verified};
+pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
 const NUMERIC: [&str; 18] = [
@@ -278,6 +278,7 @@ fn failed_event(kind: FaultKind) -> &'static str {
         | FaultKind::Unauthorized
         | FaultKind::SourceChanged
         | FaultKind::StoreDamaged
+        | FaultKind::KeyMissing
         | FaultKind::TargetChanged => "init.failed",
     }
 }

@@ -1,7 +1,10 @@
 //! Stored snapshots.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use steep_protocol::SnapshotId;
+use steep_protocol::encryption::Recipient;
 use steep_protocol::message::snapshot::{SnapshotView, VerifiedSnapshot};
 
 use super::{Object, joined, object};
@@ -38,6 +41,15 @@ pub(crate) fn snapshot_deleted(id: SnapshotId) -> Value {
     json!({ "event": "snapshot.deleted", "snapshot_id": id.to_string() })
 }
 
+/// A new key: its public half, and where the secret one is.
+pub(crate) fn key(file: &Path, recipient: &Recipient) -> Value {
+    json!({
+        "event": "snapshot.key_made",
+        "recipient": recipient,
+        "file": file.display().to_string(),
+    })
+}
+
 /// What reading a snapshot again showed.
 pub(crate) fn verified(verified: &VerifiedSnapshot) -> Value {
     json!({
@@ -46,6 +58,7 @@ pub(crate) fn verified(verified: &VerifiedSnapshot) -> Value {
         "parts": verified.parts,
         "rows": verified.rows,
         "bytes": verified.bytes,
+        "unread": verified.unread,
         "problems": verified.problems,
         "problems_total": verified.problems_total,
     })

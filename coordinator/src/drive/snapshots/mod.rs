@@ -12,6 +12,9 @@ mod shared;
 mod templates;
 mod views;
 
+#[cfg(test)]
+pub(super) use orders::choose_encryption;
+
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
     Command, CoordinatorMessage, Export, OpenSource, Outcome, RowsAs, SourceCommand, WorkProgress,

@@ -1,6 +1,7 @@
 //! Operators' orders about stored snapshots: made, applied, verified, deleted.
 
 use jiff::Timestamp;
+use steep_protocol::encryption::Encrypt;
 use steep_protocol::message::agent::{NodeCommand, SlotOrigin, SourceCommand};
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts};
@@ -93,12 +94,14 @@ impl<S: Store> Driver<S> {
     /// The source's facts are there: the snapshot is made unless they forbid it.
     pub(in crate::drive) fn looked_before_generate(
         &mut self,
-        spec: SnapshotSpec,
+        mut spec: SnapshotSpec,
         operator: &str,
         (facts, ticket): (&SourceFacts, Ticket),
         now: Timestamp,
     ) {
-        match Self::judge_prepare(&spec.source, facts) {
+        let judged = choose_encryption(&mut spec, facts)
+            .and_then(|()| Self::judge_prepare(&spec.source, facts));
+        match judged {
             Ok(findings) => self.generate_checked(spec, operator, (findings, ticket), now),
             Err(fault) => self.answer(ticket, Err(fault)),
         }
@@ -329,6 +332,29 @@ impl<S: Store> Driver<S> {
     }
 }
 
+/// To whom a snapshot is encrypted that is to be: to the key of the source's agent.
+pub(in crate::drive) fn choose_encryption(
+    spec: &mut SnapshotSpec,
+    facts: &SourceFacts,
+) -> Result<(), Fault> {
+    let Some(store) = &mut spec.store else {
+        return Ok(());
+    };
+    if store.encrypt == Encrypt::No {
+        return Ok(());
+    }
+    let Some(key) = &facts.snapshot_key else {
+        let text = "its agent has no key to encrypt a snapshot with";
+        let fault = Fault::new(FaultKind::KeyMissing, text).on(&spec.source);
+        return Err(fault.hint(
+            "make one on its host with steep-repl snapshot keygen --output FILE, and start the agent with \
+             --snapshot-key FILE",
+        ));
+    };
+    store.encrypt = Encrypt::Like(key.encrypts.clone());
+    Ok(())
+}
+
 /// Why a snapshot that jobs need is not deleted.
 fn in_use(id: SnapshotId, mut targets: Vec<&NodeId>) -> Option<Fault> {
     targets.sort();
@@ -377,6 +403,7 @@ fn start(snapshot: &Snapshot, wanted: Method, verify: bool) -> Result<(Start, Me
                 manifest: sealed.manifest,
                 lsn: point.lsn,
                 verify,
+                encryption: store.encrypt.encryption().cloned(),
             };
             Ok((Start::Stored(stored), method))
         }

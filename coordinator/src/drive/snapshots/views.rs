@@ -115,6 +115,10 @@ impl<S: Store> Driver<S> {
             hint: snapshot.fault.as_ref().map(|fault| fault.hint.clone()),
             warnings,
             duration_seconds: snapshot.seconds(now),
+            encryption: {
+                let store = spec.store.as_ref();
+                store.and_then(|store| store.encrypt.encryption()).cloned()
+            },
         }
     }
 }

@@ -1,19 +1,22 @@
 //! Claims about stored snapshots and the slots that they keep.
 
+use steep_protocol::encryption::{Encrypt, Encryption, KeyFacts, Recipient, Recipients};
 use steep_protocol::message::agent::{
     AgentMessage, CopyParts, Export, PrepareTarget, SequencesFrom, SlotOrigin,
 };
 use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
+use steep_protocol::message::facts::SourceFacts;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
 use steep_protocol::message::snapshot::{
     ApplySpec, CarriedTo, SnapshotSpec, SnapshotState, SnapshotView, StoreSpec, StoredPlace,
 };
 use steep_protocol::stored::StoredCodec;
-use steep_protocol::{ByteCount, JobId, NodeState, SnapshotId};
+use steep_protocol::{ByteCount, FaultKind, JobId, NodeState, SnapshotId};
 use tokio::sync::oneshot;
 
+use super::super::snapshots::choose_encryption;
 use super::super::{Answer, Question, Ticket};
 use super::world::{World, prepared, replies};
 use super::*;
@@ -26,6 +29,7 @@ fn stored_in(location: &str) -> SnapshotSpec {
             location: location.to_owned(),
             codec: StoredCodec::Zstd(3),
             max_rate: None,
+            encrypt: Encrypt::No,
         }),
         filter: TableFilter::default(),
         parallel: 4,
@@ -49,6 +53,51 @@ fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
         _ => None,
     });
     views.unwrap().remove(0).snapshot_id
+}
+
+#[test]
+fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let mut spec = stored_in("/backup/a");
+    let (reply, mut answer) = oneshot::channel();
+    let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
+    spec.store.as_mut().unwrap().encrypt = Encrypt::ToAgentsKey;
+    let without = SourceFacts::default();
+    let driver = &mut world.driver;
+    driver.looked_before_generate(spec.clone(), "dba", (&without, ticket), now);
+    world.skip(0);
+    let fault = answer.try_recv().unwrap().unwrap_err();
+    assert_eq!(
+        (fault.kind, fault.node),
+        (FaultKind::KeyMissing, Some(node("a")))
+    );
+    assert!(fault.hint.contains("snapshot keygen"), "{}", fault.hint);
+    assert_eq!(list(&mut world), []);
+
+    let recipient: Recipient = format!("age1{}", "q".repeat(58)).parse().unwrap();
+    let encrypts = Encryption::age(Recipients::try_from(vec![recipient.clone()]).unwrap());
+    let facts = SourceFacts {
+        snapshot_key: Some(KeyFacts {
+            encrypts: encrypts.clone(),
+            reads: vec![recipient],
+        }),
+        ..SourceFacts::default()
+    };
+    choose_encryption(&mut spec, &facts).unwrap();
+    assert_eq!(
+        spec.store.as_ref().unwrap().encrypt,
+        Encrypt::Like(encrypts.clone())
+    );
+    let id = generate(&mut world, spec);
+    assert_eq!(list(&mut world)[0].encryption, Some(encrypts.clone()));
+    // The job knows it, for its preflight.
+    world.ask(load(id, &["b"], None)).unwrap();
+    let encryption = world.driver.jobs.values().find_map(|live| {
+        let stored = live.job.stored.as_ref()?;
+        stored.encryption.clone()
+    });
+    assert_eq!(encryption, Some(encrypts));
 }
 
 /// Makes a snapshot.

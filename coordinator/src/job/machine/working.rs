@@ -231,6 +231,7 @@ impl Turn {
             source: &source,
             target,
             handover: handover.as_ref().zip(source.slot.as_ref()),
+            stored: self.job.stored.as_ref(),
             around: &around,
         };
         let mut findings = (self.rules.judge)(&case);

@@ -15,7 +15,7 @@
 //! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
 //! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
 //! rows depends on), [`altered`] (altered functions of extensions), [`spool`] (room for rows that wait beside the
-//! source), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
+//! source), [`snapshot_key`] (the key of an encrypted snapshot), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
 
 mod altered;
 mod capacity;
@@ -35,6 +35,7 @@ mod replicability;
 mod resumed;
 mod schema;
 mod servers;
+mod snapshot_key;
 mod spool;
 pub(super) mod text;
 mod unfollowed;
@@ -56,7 +57,7 @@ use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::lineage::ChangeOrigin;
 
 use super::Spooling;
-use super::handover::Handover;
+use super::handover::{Handover, StoredRows};
 use super::lineage::Around;
 
 /// The job and the facts to judge.
@@ -70,6 +71,8 @@ pub struct Case<'a> {
     pub target: &'a TargetFacts,
     /// The prepared slot, if the rows come from a backup.
     pub handover: Option<(&'a Handover, &'a SlotFacts)>,
+    /// The stored snapshot that the job loads, if it does.
+    pub stored: Option<&'a StoredRows>,
     /// Facts about all other nodes.
     pub around: &'a Around,
 }
@@ -109,6 +112,10 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     loading::judge(&pair, &mut findings);
     altered::judge(&pair, &mut findings);
     findings.extend(spool::judge(&pair));
+    findings.extend(
+        case.stored
+            .and_then(|stored| snapshot_key::judge(&pair, stored)),
+    );
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }

@@ -21,6 +21,7 @@ fn snapshot() -> Snapshot {
             location: "/backup/a".to_owned(),
             codec: StoredCodec::Zstd(3),
             max_rate: None,
+            encrypt: steep_protocol::encryption::Encrypt::No,
         }),
         filter: TableFilter::default(),
         parallel: 4,

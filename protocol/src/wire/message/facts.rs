@@ -9,6 +9,7 @@ use super::handover::SlotFacts;
 use super::identity::IdentityGroup;
 use super::lineage::{Lineage, Tool};
 use super::schema::SchemaReview;
+use crate::wire::encryption::KeyFacts;
 use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId};
 
@@ -245,6 +246,9 @@ pub struct SourceFacts {
     pub loading: LoadingFacts,
     /// The prepared slot, if the job uses one.
     pub slot: Option<SlotFacts>,
+    /// The agent's key for stored snapshots, if it has one.
+    #[serde(default)]
+    pub snapshot_key: Option<KeyFacts>,
 }
 
 /// Tables of one owner.
@@ -320,6 +324,9 @@ pub struct TargetFacts {
     pub settings: Vec<SettingDifference>,
     /// Whether the role in use may alter the database.
     pub owns_database: bool,
+    /// The agent's key for stored snapshots, if it has one.
+    #[serde(default)]
+    pub snapshot_key: Option<KeyFacts>,
 }
 
 /// A database at the end of a connection string.

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::handover::{Replication, SlotName};
 use super::job::{JobSpec, ReplicationNames, TableFilter, YieldToDdl};
+use crate::wire::encryption::{Encrypt, Encryption};
 use crate::wire::stored::StoredCodec;
-use crate::wire::{ByteCount, JobId, Lsn, NodeId, SnapshotId, Sum};
+use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId, SnapshotId, Sum};
 
 /// Snapshots that the coordinator remembers.
 pub const SNAPSHOTS_MAX: usize = 1_000;
@@ -50,6 +51,9 @@ pub struct StoreSpec {
     pub codec: StoredCodec,
     /// Maximum COPY bytes a second over all workers, before compression.
     pub max_rate: Option<ByteCount>,
+    /// Whether its files are encrypted.
+    #[serde(default)]
+    pub encrypt: Encrypt,
 }
 
 /// Arguments of [`SourceCommand::Store`](super::agent::SourceCommand::Store).
@@ -74,6 +78,15 @@ pub struct StoredPlace {
     pub manifest: Sum,
     /// Whether to look at all its files first.
     pub verify: bool,
+}
+
+/// A stored snapshot that an agent has found at a place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundSnapshot {
+    /// Its id, according to its manifest.
+    pub snapshot: SnapshotId,
+    /// Why this agent cannot read its rows, if so: they are encrypted, and it has no key for them.
+    pub unreadable: Option<Box<Fault>>,
 }
 
 /// A snapshot that is complete.
@@ -108,6 +121,9 @@ pub struct VerifiedSnapshot {
     pub rows: u64,
     /// COPY bytes in them.
     pub bytes: u64,
+    /// Why the rows could not be read, if so: they are encrypted, and there was no key. Then files were checked as they
+    /// are stored, and no rows and bytes counted.
+    pub unread: Option<String>,
     /// What is wrong, a sentence each; at most [`crate::limits::LISTED_MAX`].
     pub problems: Vec<String>,
     /// How many problems there are.
@@ -204,6 +220,8 @@ pub struct SnapshotView {
     pub warnings: Vec<String>,
     /// Seconds from the request until it was complete, or so far.
     pub duration_seconds: f64,
+    /// How its files are encrypted, if they are.
+    pub encryption: Option<Encryption>,
 }
 
 /// Who can serve a snapshot's parts.

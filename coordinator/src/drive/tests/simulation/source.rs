@@ -85,6 +85,7 @@ impl Cluster {
             SourceCommand::Store(request) => self.store(n, run, request),
             SourceCommand::VerifyStored { .. } => {
                 Ok(Done(Outcome::Verified(Box::new(VerifiedSnapshot {
+                    unread: None,
                     snapshot: SnapshotId(job.0),
                     manifest: Some(MANIFEST),
                     parts: 1,

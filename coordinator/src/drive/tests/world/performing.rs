@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Export, OpenSource};
-use steep_protocol::message::snapshot::{SealedSnapshot, VerifiedSnapshot};
+use steep_protocol::message::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use steep_protocol::{SnapshotId, Sum};
 
 use super::*;
@@ -24,7 +24,10 @@ impl World {
                 }),
             },
             Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
-            Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(SnapshotId(job.0)),
+            Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(FoundSnapshot {
+                snapshot: SnapshotId(job.0),
+                unreadable: None,
+            }),
         }
     }
 
@@ -83,6 +86,7 @@ impl World {
                 parts: PARTS.into(),
                 rows: 60,
                 bytes: 6_000,
+                unread: None,
                 problems: Vec::new(),
                 problems_total: 0,
             })),

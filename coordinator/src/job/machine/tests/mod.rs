@@ -418,6 +418,7 @@ fn stored() -> StoredRows {
         manifest: Sum([1; 32]),
         lsn: Lsn(5),
         verify: true,
+        encryption: None,
     }
 }
 

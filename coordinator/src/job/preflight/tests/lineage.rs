@@ -37,6 +37,7 @@ fn origin_of(world: &World) -> ChangeOrigin {
         source: &world.source,
         target: &world.target,
         handover: None,
+        stored: None,
         around: &world.around,
     })
 }

@@ -8,6 +8,7 @@ mod lineage;
 mod loading;
 mod receiver;
 mod size;
+mod snapshot_key;
 mod unfollowed;
 mod world;
 

@@ -12,6 +12,7 @@ fn size(world: &World) -> Finding {
         source: &world.source,
         target: &world.target,
         handover: None,
+        stored: None,
         around: &world.around,
     };
     copy_size(&case).unwrap()

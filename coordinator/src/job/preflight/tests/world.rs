@@ -11,7 +11,7 @@ use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::lineage::{Identity, Lineage};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 
-use super::super::super::handover::Handover;
+use super::super::super::handover::{Handover, StoredRows};
 use super::super::super::lineage::Around;
 
 /// A job and the facts of both ends.
@@ -20,6 +20,7 @@ pub(super) struct World {
     pub(super) source: SourceFacts,
     pub(super) target: TargetFacts,
     pub(super) handover: Option<(Handover, SlotFacts)>,
+    pub(super) stored: Option<StoredRows>,
     pub(super) around: Around,
 }
 
@@ -33,6 +34,7 @@ impl World {
                 .handover
                 .as_ref()
                 .map(|(handover, slot)| (handover, slot)),
+            stored: self.stored.as_ref(),
             around: &self.around,
         })
     }
@@ -135,6 +137,7 @@ pub(super) fn healthy() -> World {
         source,
         target,
         handover: None,
+        stored: None,
         around: Around::default(),
     }
 }

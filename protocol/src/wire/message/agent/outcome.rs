@@ -6,8 +6,8 @@ use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
-use super::super::snapshot::{SealedSnapshot, VerifiedSnapshot};
-use crate::wire::{ByteCount, Lsn, RowCount, SnapshotId};
+use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
+use crate::wire::{ByteCount, Lsn, RowCount};
 
 /// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub enum Outcome {
     /// Of `SourceCommand::VerifyStored`.
     Verified(Box<VerifiedSnapshot>),
     /// Of `NodeCommand::FindStored`.
-    Found(SnapshotId),
+    Found(FoundSnapshot),
 }
 
 /// Objects of the source's schema that could not be created on a node.

@@ -13,8 +13,8 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
-use super::snapshot::{LoadedSnapshot, SnapshotView, VerifiedSnapshot};
-use crate::wire::{Fault, JobId, Lsn, NodeId, NodeState, Phase, SnapshotId};
+use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
+use crate::wire::{Fault, JobId, Lsn, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ pub enum ApiReply {
     /// What reading a stored snapshot again showed.
     Verified(Box<VerifiedSnapshot>),
     /// Of [`Query::FindSnapshot`].
-    Found(SnapshotId),
+    Found(FoundSnapshot),
     /// The terms that a job has now.
     Adjusted(Adjusted),
 }
