@@ -81,7 +81,7 @@ pub struct Job {
     /// What was copied under them: whole tables.
     #[serde(default)]
     pub kept: Complete,
-    /// Snapshots that were lost; the last [`EPOCHS_MAX`].
+    /// Snapshots that were lost; at most the last [`steep_protocol::limits::EPOCHS_MAX`].
     #[serde(default)]
     pub lost_snapshots: Vec<LostSnapshot>,
     /// Tables that the present epoch has to copy, after the first.
