@@ -120,8 +120,8 @@ impl Phase {
         Duration::from_millis(match self {
             Self::CopyingEarly | Self::Indexing | Self::Synchronized => 2_000,
             Self::Storing | Self::CatchingUp => 1_000,
-            Self::Cancelling | Self::CopyingLate | Self::Folding => 500,
-            Self::Preparing | Self::Schema | Self::Subscribing => 200,
+            Self::CopyingLate | Self::Folding => 500,
+            Self::Cancelling | Self::Preparing | Self::Schema | Self::Subscribing => 200,
         })
     }
 

@@ -123,6 +123,11 @@ impl Round {
         }
     }
 
+    /// Whether its job has epochs to fold.
+    pub(super) fn folds(&self) -> bool {
+        self.strikes.iter().any(|s| s.phase == Phase::Folding)
+    }
+
     /// Whether its description contains the word.
     pub(super) fn matches(&self, word: &str) -> bool {
         self.to_string().contains(word)

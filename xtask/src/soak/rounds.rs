@@ -21,6 +21,9 @@ const RATE: &str = "5MB";
 /// Longer than any command, with all that strikes it.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Rows that a cancel has to remove arrive within this time.
+const COPIES: Duration = Duration::from_millis(1_500);
+
 /// Between two requests to cancel.
 const CANCEL_AGAIN: Duration = Duration::from_secs(5);
 
@@ -81,7 +84,8 @@ pub(super) fn run(world: &mut World, round: &Round) -> Result<Outcome> {
 }
 
 /// The command that makes these targets, and follows their jobs.
-pub(super) fn job(world: &World, method: Method, targets: &[&str]) -> Vec<String> {
+pub(super) fn job(world: &World, round: &Round, targets: &[&str]) -> Vec<String> {
+    let method = round.method;
     let stored = world.dir.join("stored").display().to_string();
     let mut command = match method {
         Method::Stored => vec!["snapshot", "apply", "--input", &stored, "--target"],
@@ -91,6 +95,10 @@ pub(super) fn job(world: &World, method: Method, targets: &[&str]) -> Vec<String
     command.extend(targets);
     if method != Method::Stored {
         command.extend(["--large-table-threshold", "1MB"]);
+    }
+    if round.folds() {
+        // One table after the other: some are complete when the snapshot is lost, others are not.
+        command.extend(["--parallel", "1"]);
     }
     command.extend(["--max-rate", RATE, "--yes", "--json"]);
     command.into_iter().map(str::to_owned).collect()
@@ -111,7 +119,7 @@ impl Run<'_> {
     }
 
     fn start_job(&self) -> Result<Running> {
-        let command = job(self.world, self.round.method, self.round.method.targets());
+        let command = job(self.world, self.round, self.round.method.targets());
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         self.world.cluster.cli_spawn(&words)
     }
@@ -145,6 +153,7 @@ impl Run<'_> {
         self.world.follower = Some(self.start_job()?);
         let begun = watch::reach(self.world, Phase::Cancelling, self.at)?;
         ensure!(begun.is_some(), "the job to cancel ended by itself");
+        pause(COPIES)?;
         let cancel = ["init", "cancel", "--node", TARGET, "--yes"];
         let mut cancelling = Some(self.world.cluster.cli_spawn(&cancel)?);
         self.strike_in(Phase::Cancelling)?;
@@ -165,7 +174,9 @@ impl Run<'_> {
             Ok(false)
         })?;
         self.world.follower = None;
-        judge::nothing_is_left(self.world, self.round.method, judge::Rows::Removed)
+        judge::nothing_is_left(self.world, self.round.method, judge::Rows::Removed)?;
+        // An agent needs some seconds to notice that its coordinator is another one.
+        self.world.wait_agents()
     }
 
     fn strike_in(&mut self, phase: Phase) -> Result<()> {

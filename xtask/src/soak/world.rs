@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path as FilePath, PathBuf};
 
 use anyhow::{Context as _, Result};
-use steep_tests::cluster::{Cluster, Running};
+use steep_tests::cluster::{Cluster, Node, Running};
 use steep_tests::paths::Binaries;
 use steep_tests::pg::Grouping;
 use steep_tests::relay::{Condition, TcpRelay, UdpRelay};
@@ -80,16 +80,16 @@ impl World {
         for name in &names {
             cluster.start_agent(name)?;
         }
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        cluster.wait_online(&names)?;
         let load = Load::start(&source, &dir)?;
-        Ok(Self {
+        let world = Self {
             follower: None,
             load: Some(load),
             cluster,
             network,
             dir,
-        })
+        };
+        world.wait_agents()?;
+        Ok(world)
     }
 
     /// Changes the network on that path.
@@ -120,6 +120,12 @@ impl World {
         };
         self.network.peers[at] = relay;
         Ok(())
+    }
+
+    /// Waits until the coordinator sees every agent.
+    pub(super) fn wait_agents(&self) -> Result<()> {
+        let nodes: Vec<&str> = self.cluster.nodes().iter().map(Node::name).collect();
+        self.cluster.wait_online(&nodes)
     }
 
     /// The coordinator's log.
