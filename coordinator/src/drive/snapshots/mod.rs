@@ -12,9 +12,6 @@ mod shared;
 mod templates;
 mod views;
 
-#[cfg(test)]
-pub(super) use orders::choose_encryption;
-
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
     Command, CoordinatorMessage, Export, OpenSource, Outcome, RowsAs, SourceCommand, WorkProgress,
@@ -412,3 +409,6 @@ fn unknown(id: SnapshotId) -> Fault {
     let text = format!("there is no snapshot {id}");
     Fault::new(FaultKind::Failed, text).hint("steep-repl snapshot list shows all of them")
 }
+
+#[cfg(test)]
+pub(super) use orders::choose_encryption;
