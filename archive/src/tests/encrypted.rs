@@ -5,15 +5,6 @@ use std::fs;
 use super::*;
 use crate::keys::KeyProblem;
 
-async fn problems(location: &Location, keys: &Keys) -> (Vec<String>, Vec<String>) {
-    let archive = Archive::open(location, keys).await.unwrap();
-    let shown = |problems: Vec<crate::Problem>| problems.iter().map(ToString::to_string).collect();
-    (
-        shown(archive.check_presence().await.unwrap()),
-        shown(archive.verify(2, |_| ()).await.unwrap().problems),
-    )
-}
-
 fn recipient(keys: &Keys) -> String {
     keys.facts().unwrap().encrypts.recipients.to_string()
 }
@@ -100,24 +91,6 @@ async fn without_its_key_a_snapshot_is_checked_as_it_is_stored_and_not_read() {
     let verified = archive.verify(2, |_| ()).await.unwrap();
     assert_eq!((verified.problems, verified.unread), (Vec::new(), None));
     assert_eq!(verified.rows, archive.manifest().totals.rows);
-}
-
-fn flip(path: &Path, at: impl Fn(usize) -> usize) {
-    let mut bytes = fs::read(path).unwrap();
-    let at = at(bytes.len());
-    bytes[at] ^= 1;
-    fs::write(path, bytes).unwrap();
-}
-
-fn truncate(path: &Path, by: u64) {
-    let file = fs::File::options().write(true).open(path).unwrap();
-    file.set_len(file.metadata().unwrap().len() - by).unwrap();
-}
-
-fn swap(one: &Path, other: &Path) {
-    let (a, b) = (fs::read(one).unwrap(), fs::read(other).unwrap());
-    fs::write(one, b).unwrap();
-    fs::write(other, a).unwrap();
 }
 
 #[tokio::test]

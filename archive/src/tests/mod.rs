@@ -7,6 +7,7 @@ mod round_trip;
 mod store;
 mod tools;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -200,4 +201,33 @@ fn files(path: &Path) -> Vec<String> {
 
 async fn place(location: &Location, purpose: Purpose) -> Place {
     Place::open(location, purpose).await.unwrap()
+}
+
+/// The problems of a cheap look, and of a full one.
+async fn problems(location: &Location, keys: &Keys) -> (Vec<String>, Vec<String>) {
+    let archive = Archive::open(location, keys).await.unwrap();
+    let shown = |problems: Vec<crate::Problem>| problems.iter().map(ToString::to_string).collect();
+    (
+        shown(archive.check_presence().await.unwrap()),
+        shown(archive.verify(2, |_| ()).await.unwrap().problems),
+    )
+}
+
+/// Changes one bit, in the byte that `at` chooses by the file's length.
+fn flip(path: &Path, at: impl Fn(usize) -> usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = at(bytes.len());
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+fn truncate(path: &Path, by: u64) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - by).unwrap();
+}
+
+fn swap(one: &Path, other: &Path) {
+    let (a, b) = (fs::read(one).unwrap(), fs::read(other).unwrap());
+    fs::write(one, b).unwrap();
+    fs::write(other, a).unwrap();
 }
