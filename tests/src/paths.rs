@@ -34,6 +34,17 @@ pub fn profile_dir() -> Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
+/// The largest file of a directory.
+///
+/// # Errors
+/// It cannot be read, or is empty.
+pub fn largest_in(directory: &Path) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(directory)?.filter_map(Result::ok);
+    let largest = entries.max_by_key(|entry| entry.metadata().map_or(0, |data| data.len()));
+    let largest = largest.with_context(|| format!("{} is empty", directory.display()))?;
+    Ok(largest.path())
+}
+
 /// Cargo's target directory.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use steep_tests::cluster::{Cluster, Output};
 use steep_tests::load::{Intensity, Load};
-use steep_tests::paths::Binaries;
+use steep_tests::paths::{self, Binaries};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::{command, compare, residue, sample, wait};
 
@@ -274,11 +274,7 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
 
     // A target that has the key does not need the source's.
     give_key(&mut cluster, "node_b", &key)?;
-    let largest = fs::read_dir(place.join("parts"))?
-        .filter_map(Result::ok)
-        .max_by_key(|entry| entry.metadata().map_or(0, |data| data.len()))
-        .context("parts")?
-        .path();
+    let largest = paths::largest_in(&place.join("parts"))?;
     let whole = fs::read(&largest)?;
     fs::write(&largest, &whole[..whole.len() - 1])?;
     let refused = apply(&cluster, &["node_b"], input, &[])?.expect(1)?.text();

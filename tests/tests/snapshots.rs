@@ -12,7 +12,7 @@ use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
-use steep_tests::{compare, sample, scrape, wait};
+use steep_tests::{compare, paths, sample, scrape, wait};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -50,16 +50,11 @@ fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
 }
 
 fn nothing_is_left(source: &Database) -> Result<()> {
-    assert_eq!(source.value::<u32>(SLOTS)?, 0);
-    assert_eq!(source.value::<u32>(PUBLICATIONS)?, 0);
-    assert_eq!(
-        source.value::<u32>("SELECT count(*) FROM steep_repl.init_slots")?,
-        0
-    );
-    assert_eq!(
-        source.value::<u32>("SELECT count(*) FROM steep_repl.snapshots")?,
-        0
-    );
+    let slots = "SELECT count(*) FROM steep_repl.init_slots";
+    let snapshots = "SELECT count(*) FROM steep_repl.snapshots";
+    for counted in [SLOTS, PUBLICATIONS, slots, snapshots] {
+        assert_eq!(source.value::<u32>(counted)?, 0, "{counted}");
+    }
     Ok(())
 }
 
@@ -306,11 +301,7 @@ fn a_damaged_snapshot_is_named_before_anything_is_changed() -> Result<()> {
         let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
         cluster.cli(&arguments)
     };
-    let largest = fs::read_dir(place.join("parts"))?
-        .filter_map(Result::ok)
-        .max_by_key(|entry| entry.metadata().map_or(0, |data| data.len()))
-        .context("parts")?
-        .path();
+    let largest = paths::largest_in(&place.join("parts"))?;
     let whole = fs::read(&largest)?;
     fs::write(&largest, &whole[..whole.len() / 2])?;
     let refused = apply(&[])?.expect(1)?;

@@ -19,12 +19,13 @@ pub(crate) mod slot;
 pub(crate) mod stored;
 pub(crate) mod table_state;
 
+mod catalog;
 mod jobs;
 mod open;
 mod replicated;
 mod types;
 
+pub(crate) use catalog::published_oids;
 pub(crate) use jobs::{SourceJob, SourceJobs};
-pub(crate) use open::published_oids;
 pub(crate) use open::{OpenSnapshot, open};
 pub(crate) use replicated::describe_replicated;

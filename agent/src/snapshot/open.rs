@@ -9,7 +9,7 @@
 //! is what the snapshot saw (`table_state`). The second list shows what changed between slot and plan;
 //! then everything is made anew.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
@@ -17,25 +17,24 @@ use steep_protocol::message::agent::{Export, OpenSource, RowsAs, TableSummary};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{CtidRange, PartAs, SchemaSection, TablePlan};
 use steep_protocol::{
-    ByteCount, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount,
-    TableName,
+    ByteCount, Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::catalog::{self, Catalog};
 use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
 use super::sharing::Sharing;
-use super::table_state::{self, TableState};
+use super::table_state::TableState;
 use super::types::Types;
 use super::{epochs, publication, published, slot};
-use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
 use crate::mutex::lock;
 use crate::pg::catalog::read_extension_tables;
-use crate::pg::{Conninfo, PgError, Session, literal};
+use crate::pg::{Conninfo, PgError, Session};
 use crate::stored::spool::Spool;
 use crate::task::Task;
 
@@ -187,7 +186,7 @@ async fn attempt_open(
     let at = held.as_ref().map_or(admin, |held| &held.holder);
     published::mark(admin, at, &name).await.map_err(fault)?;
     let export = held.as_ref().map(|held| held.export.as_str());
-    let catalog = read_catalog(admin, export, &name, request);
+    let catalog = catalog::read(admin, export, &name, request);
     let Catalog {
         listing,
         names,
@@ -249,7 +248,10 @@ async fn hold(
 ) -> Result<Held, PgError> {
     let holder = Session::connect(conninfo, "snapshot").await?;
     holder
-        .run(&task.cancel, holder.batch_execute(&import(snapshot)))
+        .run(
+            &task.cancel,
+            holder.batch_execute(&catalog::import(snapshot)),
+        )
         .await?;
     let exported = holder.query_one("SELECT pg_export_snapshot()", &[]);
     let export = holder.run(&task.cancel, exported).await?.try_get(0)?;
@@ -262,69 +264,6 @@ async fn hold(
     })
 }
 
-fn import(snapshot: &str) -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    )
-}
-
-/// What the catalog says at the snapshot.
-struct Catalog {
-    listing: Listing,
-    names: Vec<TableName>,
-    /// What `pg_dump` is to select; `None` where the filter chooses everything.
-    selection: Option<Selection>,
-    states: HashMap<u32, TableState>,
-}
-
-/// Reads the catalog under the snapshot, or the current one without, in a transaction of its own.
-async fn read_catalog(
-    session: &Session,
-    export: Option<&str>,
-    publication: &Identifier,
-    request: &OpenSource,
-) -> Result<Catalog, PgError> {
-    let begin = export.map_or_else(|| "BEGIN READ ONLY".to_owned(), import);
-    session.batch_execute(&begin).await?;
-    let reading = async {
-        let listing = Listing::load(session).await?;
-        let names = plan::names(&listing, &request.filter);
-        let published = published_oids(session, publication).await?;
-        let names = publication::published(&listing, &published, names);
-        let oids = oids(&listing, &names);
-        let states = table_state::load(session, &oids).await?;
-        let selection = Selection::load(session, &request.filter, &listing.partitions).await?;
-        Ok(Catalog {
-            listing,
-            names,
-            selection,
-            states,
-        })
-    };
-    let read = reading.await;
-    session.batch_execute("ROLLBACK").await?;
-    read
-}
-
-fn oids(listing: &Listing, names: &[TableName]) -> Vec<u32> {
-    let known = names.iter().filter_map(|name| listing.relations.get(name));
-    known.map(|relation| relation.oid).collect()
-}
-
-/// What the publication names, as the catalog session sees it.
-pub(crate) async fn published_oids(
-    session: &Session,
-    name: &Identifier,
-) -> Result<HashSet<u32>, PgError> {
-    let sql = "SELECT r.prrelid FROM pg_publication_rel r \
-         JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
-    let rows = session.query(sql, &[&name.as_str()]).await?;
-    rows.iter()
-        .map(|row| row.try_get(0).map_err(PgError::from))
-        .collect()
-}
-
 async fn make_plan(
     task: &Task,
     request: &OpenSource,
@@ -333,7 +272,7 @@ async fn make_plan(
     names: &[TableName],
 ) -> Result<Plan, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let sizes = listing::sizes(session, &oids(listing, names))
+    let sizes = listing::sizes(session, &catalog::oids(listing, names))
         .await
         .map_err(fault)?;
     let splitting = Splitting {

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::job::{CancelledData, JobSpec, Method, SyncSlots};
+use steep_protocol::message::job::{JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::{CommandId, Epoch, Fault, JobId, SnapshotId, TableName};
+use steep_protocol::{CommandId, Epoch, JobId, SnapshotId, TableName};
 
 pub mod apply_health;
 pub mod copy_progress;
@@ -40,14 +40,16 @@ pub(crate) mod time;
 
 mod clock;
 mod needs;
+mod stage;
 mod totals;
 mod work;
 
-use handover::{Handover, Reader, SlotFate, StoredRows};
+use handover::{Handover, Reader, StoredRows};
 use lineage::Around;
 use retry::Retrying;
 
 pub use clock::PhaseClock;
+pub use stage::{Awaited, Closed, Ending, Kept, Shown, Stage, Unreachable, Why};
 pub use totals::{Complete, Plan, Totals, Witness};
 pub use work::{Side, Step, Work};
 
@@ -188,32 +190,6 @@ pub struct Attempt {
     pub sealed: bool,
 }
 
-/// What a job is doing.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Stage {
-    /// Running.
-    Working(Step),
-    /// Stopping its commands and removing what they made.
-    Ending(Ending),
-    /// Failed; everything is kept so that it can be resumed once the cause is fixed.
-    Kept(Kept),
-    /// Ended: nothing runs and nothing is left to remove.
-    Closed(Closed),
-}
-
-/// A failed job that can be resumed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
-    /// Why it failed.
-    pub fault: Fault,
-    /// The step it resumes with.
-    pub step: Step,
-    /// When everything it made is removed.
-    pub until: Timestamp,
-    /// When to stop waiting for commands that do not end.
-    pub stop_by: Timestamp,
-}
-
 /// Whether a job's node has entered COPYING. A job that starts over does not enter it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Opened {
@@ -222,76 +198,6 @@ pub enum Opened {
     No,
     /// Yes.
     Yes,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Closed {
-    /// Successfully: publication, slot and subscription replicate changes.
-    Synchronized,
-    /// Successfully: the rows are there, and nothing else was wanted.
-    Loaded,
-    /// With this error; everything it made is removed.
-    Failed(Fault),
-    /// Cancelled by an operator; everything it made is removed.
-    Cancelled,
-}
-
-/// A job that is being stopped and cleaned up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ending {
-    /// Why.
-    pub why: Why,
-    /// When to stop waiting for commands that do not end.
-    pub stop_by: Timestamp,
-    /// When the node is shown as FAILED even if the cleanup has not finished.
-    pub show_by: Timestamp,
-    /// Whether the node is shown as FAILED.
-    pub shown: Shown,
-    /// Whether an operator waits for the cleanup.
-    pub awaited: Awaited,
-    /// What happens to its prepared slot, if it has one.
-    pub slot: SlotFate,
-    /// What happens to objects that cannot be removed now.
-    pub unreachable: Unreachable,
-}
-
-/// What happens to a job's objects on a server that is unreachable or refuses their removal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Unreachable {
-    /// They are removed as soon as that is possible.
-    Awaited,
-    /// They are left behind.
-    GivenUp,
-}
-
-/// Why a job ends early.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Why {
-    /// It failed.
-    Failed(Fault),
-    /// The snapshot was lost: everything made under it is removed, and the job starts over.
-    Again(Fault),
-    /// An operator cancelled it.
-    Cancelled(CancelledData),
-}
-
-/// Whether an ending job's node is shown as FAILED.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Shown {
-    /// Not yet: the node is still in its active state.
-    NotYet,
-    /// Yes.
-    Failed,
-}
-
-/// Whether someone waits for the result of a cleanup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Awaited {
-    /// Nobody.
-    Nobody,
-    /// The operator who asked for it.
-    Operator,
 }
 
 /// A command that was issued and has not ended.

@@ -409,6 +409,3 @@ fn unknown(id: SnapshotId) -> Fault {
     let text = format!("there is no snapshot {id}");
     Fault::new(FaultKind::Failed, text).hint("steep-repl snapshot list shows all of them")
 }
-
-#[cfg(test)]
-pub(super) use orders::choose_encryption;

@@ -333,10 +333,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// To whom a snapshot is encrypted that is to be: to the key of the source's agent.
-pub(in crate::drive) fn choose_encryption(
-    spec: &mut SnapshotSpec,
-    facts: &SourceFacts,
-) -> Result<(), Fault> {
+fn choose_encryption(spec: &mut SnapshotSpec, facts: &SourceFacts) -> Result<(), Fault> {
     let Some(store) = &mut spec.store else {
         return Ok(());
     };

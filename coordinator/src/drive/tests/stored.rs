@@ -5,18 +5,16 @@ use steep_protocol::message::agent::{
     AgentMessage, CopyParts, Export, PrepareTarget, SequencesFrom, SlotOrigin,
 };
 use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
-use steep_protocol::message::facts::Severity;
-use steep_protocol::message::facts::SourceFacts;
+use steep_protocol::message::facts::{Severity, SourceFacts};
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
 use steep_protocol::message::snapshot::{
     ApplySpec, CarriedTo, SnapshotSpec, SnapshotState, SnapshotView, StoreSpec, StoredPlace,
 };
 use steep_protocol::stored::StoredCodec;
-use steep_protocol::{ByteCount, FaultKind, JobId, NodeState, SnapshotId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, SnapshotId};
 use tokio::sync::oneshot;
 
-use super::super::snapshots::choose_encryption;
 use super::super::{Answer, Question, Ticket};
 use super::world::{World, prepared, replies};
 use super::*;
@@ -40,19 +38,27 @@ fn stored_in(location: &str) -> SnapshotSpec {
     }
 }
 
-/// Starts a snapshot of a source that has been checked.
-fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+/// Starts a snapshot of a source of which these are the facts.
+fn begin_on(
+    world: &mut World,
+    spec: SnapshotSpec,
+    facts: &SourceFacts,
+) -> Result<SnapshotId, Fault> {
     let (reply, mut answer) = oneshot::channel();
     let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
     let driver = &mut world.driver;
-    driver.generate_checked(spec, "dba", (Vec::new(), ticket), now);
+    driver.looked_before_generate(spec, "dba", (facts, ticket), now);
     world.skip(0);
-    let made = replies(answer.try_recv().unwrap());
+    let made = replies(Ok(answer.try_recv().unwrap()?));
     let views = made.into_iter().find_map(|reply| match reply {
         ApiReply::Snapshots(views) => Some(views),
         _ => None,
     });
-    views.unwrap().remove(0).snapshot_id
+    Ok(views.unwrap().remove(0).snapshot_id)
+}
+
+fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+    begin_on(world, spec, &SourceFacts::default()).unwrap()
 }
 
 #[test]
@@ -60,14 +66,8 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let mut spec = stored_in("/backup/a");
-    let (reply, mut answer) = oneshot::channel();
-    let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
     spec.store.as_mut().unwrap().encrypt = Encrypt::ToAgentsKey;
-    let without = SourceFacts::default();
-    let driver = &mut world.driver;
-    driver.looked_before_generate(spec.clone(), "dba", (&without, ticket), now);
-    world.skip(0);
-    let fault = answer.try_recv().unwrap().unwrap_err();
+    let fault = begin_on(&mut world, spec.clone(), &SourceFacts::default()).unwrap_err();
     assert_eq!(
         (fault.kind, fault.node),
         (FaultKind::KeyMissing, Some(node("a")))
@@ -84,19 +84,13 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
         }),
         ..SourceFacts::default()
     };
-    choose_encryption(&mut spec, &facts).unwrap();
-    assert_eq!(
-        spec.store.as_ref().unwrap().encrypt,
-        Encrypt::Like(encrypts.clone())
-    );
-    let id = generate(&mut world, spec);
+    let id = begin_on(&mut world, spec, &facts).unwrap();
+    world.run_on();
     assert_eq!(list(&mut world)[0].encryption, Some(encrypts.clone()));
     // The job knows it, for its preflight.
     world.ask(load(id, &["b"], None)).unwrap();
-    let encryption = world.driver.jobs.values().find_map(|live| {
-        let stored = live.job.stored.as_ref()?;
-        stored.encryption.clone()
-    });
+    let mut jobs = world.driver.jobs.values();
+    let encryption = jobs.find_map(|live| live.job.stored.as_ref()?.encryption.clone());
     assert_eq!(encryption, Some(encrypts));
 }
 
