@@ -13,11 +13,11 @@ use steep_tests::{compare, sample, wait};
 
 use crate::boxes::{Address, Boxes};
 
-/// For a job of some twenty seconds with troubles on a busy machine.
+/// For a job of a minute with troubles on a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// The copy takes long enough at this rate for what happens to hosts to fall into it.
-const RATE: &str = "1500kB";
+const RATE: &str = "400kB";
 
 /// Shorter than a connection lives without an answer, which is 8 s.
 const SHORT: Duration = Duration::from_secs(5);
@@ -56,13 +56,17 @@ fn bytes_copied(boxes: &Boxes) -> Result<u64> {
     Ok(progress["bytes_copied"].as_u64().unwrap_or_default())
 }
 
-/// Waits until more rows arrive, or all have.
+/// Waits until more rows arrive, which must not be all: the next fault is for a copy too.
 fn rows_go_on(boxes: &Boxes) -> Result<()> {
     let before = bytes_copied(boxes)?;
     wait::until_true("rows to go on arriving", END_LIMIT, || {
-        let state = boxes.view("node_b")?["state"].clone();
-        ensure!(state != "failed", "{:?}", boxes.view("node_b"));
-        Ok(state == "synchronized" || bytes_copied(boxes)? > before)
+        let view = boxes.view("node_b")?;
+        let ended = ["failed", "synchronized", "catching_up"].map(serde_json::Value::from);
+        ensure!(
+            !ended.contains(&view["state"]),
+            "the copy has ended: {view}"
+        );
+        Ok(bytes_copied(boxes)? > before)
     })
 }
 
@@ -149,9 +153,8 @@ fn a_target_that_is_cut_off_moved_or_without_power_in_mid_copy_goes_on() -> Resu
         })?;
         rows_go_on(&boxes)?;
         boxes.cut_off("node_b", Address::Other, || {
-            boxes.waits_for("node_b", "node_b")?;
-            lasts(LONG);
-            Ok(())
+            // It is said once the connection has been idle for too long.
+            boxes.waits_for("node_b", "node_b")
         })?;
         rows_go_on(&boxes)?;
         boxes.kill("node_b")?;
@@ -172,27 +175,23 @@ fn a_source_and_a_coordinator_that_are_paused_or_without_power_in_mid_copy_cost_
         let boxes = Boxes::start(&["node_a", "node_b"])?;
         let source = boxes.database("node_a");
         sample::create(&source, 2)?;
-        let writes = load(&source)?;
         copying(&boxes)?;
+        // Early, since the tables that are not complete are copied again.
+        boxes.kill("node_a")?;
+        boxes.waits_for("node_b", "node_a")?;
+        boxes.start_again("node_a")?;
+        let writes = load(&source)?;
+        boxes.wait_state("node_b", &["copying"], END_LIMIT)?;
+        rows_go_on(&boxes)?;
         boxes.paused("node_a", || {
             lasts(SHORT);
             Ok(())
         })?;
         rows_go_on(&boxes)?;
-        boxes.paused("node_a", || {
-            boxes.waits_for("node_b", "node_a")?;
-            lasts(LONG);
-            Ok(())
-        })?;
+        boxes.paused("node_a", || boxes.waits_for("node_b", "node_a"))?;
         rows_go_on(&boxes)?;
         boxes.kill("coordinator")?;
         boxes.start_again("coordinator")?;
-        rows_go_on(&boxes)?;
-        drop(writes);
-        boxes.kill("node_a")?;
-        boxes.waits_for("node_b", "node_a")?;
-        boxes.start_again("node_a")?;
-        let writes = load(&source)?;
         ends_synchronized(&boxes, "node_b")?;
         writes.stop()?;
         equal(&boxes, &["node_b"])
