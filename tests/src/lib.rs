@@ -1,7 +1,8 @@
 //! The test harness: real PostgreSQL servers, real steep-repl processes, and checks.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server, [`age`] a tool; [`sample`],
+//! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server, [`age`] a tool,
+//! [`host_image`] a machine in a container; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
 //! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod collector;
 pub mod command;
 pub mod compare;
+pub mod host_image;
 pub mod hostile;
 pub mod load;
 pub mod logs;

@@ -1,11 +1,13 @@
 //! `cargo xtask test`: everything that must pass, fastest to fail first.
 
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use steep_tests::bucket::{self, S3Server};
+use steep_tests::host_image::HostImage;
 use steep_tests::pg::Installation;
 
 use crate::{cargo, units};
@@ -24,6 +26,8 @@ pub(crate) struct Arguments {
 /// Runs the steps, and stops at the first failure.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut steps = Steps::default();
+    // Most of it is a download, so it is made beside the steps that compile.
+    let image = (!arguments.fast).then(|| std::thread::spawn(HostImage::installed));
     steps.run("formatting", |cargo| {
         cargo.args(["fmt", "--all", "--check"])
     })?;
@@ -67,10 +71,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     steps.run("documentation tests", |cargo| {
         cargo.args(["test", "--workspace", "--doc", "--quiet"])
     })?;
-    if arguments.fast {
-        steps.skip("PostgreSQL and S3", "--fast");
-    } else {
-        steps.time("PostgreSQL and S3", servers)?;
+    match image {
+        None => steps.skip("PostgreSQL, S3, Docker", "--fast"),
+        Some(image) => steps.time("PostgreSQL, S3, Docker", || {
+            servers()?;
+            hosts(image)
+        })?,
     }
     steps.run("tests", |cargo| {
         // Errors of tests are chains of causes, which backtraces would hide.
@@ -105,6 +111,17 @@ fn servers() -> Result<()> {
         Ok(found) => println!("S3: moto {} in {}", found.version(), found.dir().display()),
         Err(error) if bucket::is_required() => return Err(error),
         Err(error) => println!("S3, tests/tests/bucket.rs: NOT TESTED, {error:#}"),
+    }
+    Ok(())
+}
+
+/// Waits for the image of hosts in containers.
+fn hosts(image: JoinHandle<Result<HostImage>>) -> Result<()> {
+    let image = image.join();
+    match image.unwrap_or_else(|_| Err(anyhow::anyhow!("making the image panicked"))) {
+        Ok(image) => println!("Docker: hosts are containers of {}", image.descriptor()),
+        Err(error) if bucket::is_required() => return Err(error),
+        Err(error) => println!("Docker, tests/tests/hosts: NOT TESTED, {error:#}"),
     }
     Ok(())
 }

@@ -234,8 +234,11 @@ impl Builder {
     }
 }
 
-/// Uses the product's own commands, like an operator.
-fn issue_certificates(binaries: &Binaries, dir: &Path, nodes: &[String]) -> Result<()> {
+/// Issues the certificates of a cluster with the product's own commands, like an operator.
+///
+/// # Errors
+/// What the command line printed.
+pub fn issue_certificates(binaries: &Binaries, dir: &Path, nodes: &[String]) -> Result<()> {
     fs::create_dir_all(dir)?;
     let run = |arguments: &[&str]| {
         let mut cli = Command::new(binaries.cli());

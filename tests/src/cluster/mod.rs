@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 
-pub use builder::Builder;
+pub use builder::{Builder, issue_certificates};
 pub use cli::{CLI_LIMIT, Output, Running};
 pub use node::{Dials, Node};
 

@@ -26,6 +26,17 @@ pub struct Database {
 }
 
 impl Database {
+    /// A database of a server that somebody else runs, such as a container, by its socket here.
+    #[must_use]
+    pub fn at(installation: &Installation, socket_dir: PathBuf, port: u16, name: &str) -> Self {
+        Self {
+            installation: installation.clone(),
+            socket_dir,
+            port,
+            name: name.to_owned(),
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

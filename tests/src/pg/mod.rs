@@ -9,6 +9,7 @@ pub mod package;
 pub mod server;
 mod template;
 
+pub use account::Account;
 pub use database::Database;
 pub use install::Installation;
-pub use server::{DATABASE, Durability, Grouping, Options, Server};
+pub use server::{DATABASE, Durability, Grouping, Options, Server, create_data};

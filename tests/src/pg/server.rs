@@ -348,30 +348,10 @@ impl Server {
 
     /// Ours come first, so that the caller's override them: PostgreSQL uses the last.
     fn settings(&self) -> Vec<(String, String)> {
-        let fsync = match self.options.durability {
-            Durability::Full => "on",
-            Durability::Relaxed => "off",
-        };
-        let ours = [
-            ("listen_addresses", "127.0.0.1"),
-            ("wal_level", "logical"),
-            ("fsync", fsync),
-            ("max_connections", "100"),
-            ("max_wal_senders", "32"),
-            ("max_replication_slots", "32"),
-            ("max_worker_processes", "32"),
-            ("max_logical_replication_workers", "16"),
-            // Subscribers report every second instead of every ten.
-            ("wal_receiver_status_interval", "1s"),
-            ("max_wal_size", "8GB"),
-            ("checkpoint_timeout", "15min"),
-            ("log_line_prefix", "%m [%p] %a "),
-            ("max_prepared_transactions", "4"),
-        ];
-        let ours = ours
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        ours.chain(self.options.settings.iter().cloned()).collect()
+        let ours = defaults(self.options.durability);
+        ours.into_iter()
+            .chain(self.options.settings.iter().cloned())
+            .collect()
     }
 
     fn exited(&mut self) -> Result<Option<std::process::ExitStatus>> {
@@ -420,6 +400,59 @@ impl Server {
         }
         Ok(false)
     }
+}
+
+/// The harness's settings.
+fn defaults(durability: Durability) -> Vec<(String, String)> {
+    let fsync = match durability {
+        Durability::Full => "on",
+        Durability::Relaxed => "off",
+    };
+    let ours = [
+        ("listen_addresses", "127.0.0.1"),
+        ("wal_level", "logical"),
+        ("fsync", fsync),
+        ("max_connections", "100"),
+        ("max_wal_senders", "32"),
+        ("max_replication_slots", "32"),
+        ("max_worker_processes", "32"),
+        ("max_logical_replication_workers", "16"),
+        // Subscribers report every second instead of every ten.
+        ("wal_receiver_status_interval", "1s"),
+        ("max_wal_size", "8GB"),
+        ("checkpoint_timeout", "15min"),
+        ("log_line_prefix", "%m [%p] %a "),
+        ("max_prepared_transactions", "4"),
+    ];
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    ours.into_iter().map(owned).collect()
+}
+
+/// Creates the data of a server that runs elsewhere, such as in a container, with further `settings` and
+/// open to every address with the password, which it returns.
+///
+/// # Errors
+/// The error of initdb, or the files cannot be written.
+pub fn create_data(
+    installation: &Installation,
+    template: usize,
+    data: &Path,
+    settings: &[(&str, &str)],
+) -> Result<String> {
+    let template = Template::of(installation, template)?;
+    template.copy_to(data, Account::for_servers()?)?;
+    let append = |name: &str| File::options().append(true).open(data.join(name));
+    let mut conf = append("postgresql.conf")?;
+    for (name, value) in defaults(Durability::Relaxed) {
+        writeln!(conf, "{name} = '{value}'")?;
+    }
+    for (name, value) in settings {
+        writeln!(conf, "{name} = '{value}'")?;
+    }
+    let mut hba = append("pg_hba.conf")?;
+    writeln!(hba, "host all all all scram-sha-256")?;
+    writeln!(hba, "host replication all all scram-sha-256")?;
+    Ok(template.password().to_owned())
 }
 
 impl Drop for Server {
