@@ -4,7 +4,7 @@
 //! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server, [`age`] a tool; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
-//! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
+//! behind; [`small_disk`] is one that gets full, [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
 //! traces and logs.
 //!
 //! The harness knows the product only from outside, like a user: by its binaries, flags, output and
@@ -36,5 +36,6 @@ pub mod scrape;
 pub mod scratch;
 pub mod served;
 pub mod session;
+pub mod small_disk;
 pub mod usage;
 pub mod wait;
