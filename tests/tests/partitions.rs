@@ -161,7 +161,6 @@ enum Dies {
     Agent,
     Server,
     Coordinator,
-    Store,
 }
 
 /// Kills it, and starts it again.
@@ -176,18 +175,12 @@ fn die(cluster: &mut Cluster, what: Dies) -> Result<()> {
             cluster.node_mut("node_b").server_mut().crash()?;
             cluster.node_mut("node_b").server_mut().restart()?;
         }
-        Dies::Coordinator | Dies::Store => {
+        Dies::Coordinator => {
             cluster.kill_coordinator()?;
-            if what == Dies::Store {
-                std::fs::remove_dir_all(cluster.dir().join("coordinator"))?;
-            }
             cluster.start_coordinator()?;
         }
     }
     cluster.wait_online(&["node_a", "node_b"])?;
-    if what == Dies::Store {
-        cluster.wait_state("node_b", &["failed"], LIMIT)?;
-    }
     Ok(())
 }
 
@@ -203,13 +196,7 @@ fn cancel_and_death_in_the_middle_bring_every_index_back() -> Result<()> {
     partitioned::fill_plain(&source)?;
     let before = all_of(&target)?;
 
-    for dies in [
-        Dies::Nothing,
-        Dies::Agent,
-        Dies::Server,
-        Dies::Coordinator,
-        Dies::Store,
-    ] {
+    for dies in [Dies::Nothing, Dies::Agent, Dies::Server, Dies::Coordinator] {
         cluster
             .init(&["--max-rate", "1MB", "--detach"])?
             .expect(0)?;
@@ -217,11 +204,9 @@ fn cancel_and_death_in_the_middle_bring_every_index_back() -> Result<()> {
         assert_eq!(indexes_on(&target, "us")?, 0);
         assert_eq!(indexes_on(&target, "everything")?, 0);
         die(&mut cluster, dies)?;
-        let mut cancel = vec!["init", "cancel", "--node", "node_b", "--yes"];
-        if dies == Dies::Store {
-            cancel.push("--force-cleanup");
-        }
-        cluster.cli(&cancel)?.expect(0)?;
+        cluster
+            .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+            .expect(0)?;
         residue::of_jobs(&source)?.none()?;
         residue::of_jobs(&target)?.none()?;
         for table in ["\"Root t\"", "everything"] {

@@ -28,6 +28,7 @@ impl<S: Store> Driver<S> {
         mut full: StoreError,
         shutdown: &CancellationToken,
     ) -> Result<(), StoreError> {
+        let began = Instant::now();
         let mut said: Option<Instant> = None;
         loop {
             if said.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
@@ -49,7 +50,13 @@ impl<S: Store> Driver<S> {
                 Err(error) if error.is_full() => full = error,
                 Err(error) => return Err(error),
                 Ok(()) => {
-                    tracing::info!(event = "store.writable", "the store has room again");
+                    let duration_ms =
+                        u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(
+                        event = "store.writable",
+                        duration_ms,
+                        "the store has room again"
+                    );
                     return Ok(());
                 }
             }

@@ -223,13 +223,31 @@ impl<S: Store> Driver<S> {
                 data: sweep.data,
                 earlier: Vec::new(),
             }),
-            Side::Source => Command::from(SourceCommand::Cleanup {
-                sync_slots: None,
-                earlier: Vec::new(),
-            }),
+            Side::Source => Command::from(self.source_removal(&next)),
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
-        self.begin_query_on(&next.on, next.replication, command, purpose, now);
+        // One of several jobs from a snapshot must not end that for the others.
+        let job = match next.side {
+            Side::Target => next.replication.id,
+            Side::Source => swept_id(&next.replication),
+        };
+        self.begin_query_as(job, &next.on, next.replication, (command, purpose), now);
+    }
+
+    /// A snapshot's own slot goes with the files that it may have in the spool, others without any.
+    fn source_removal(&self, removal: &Removal) -> SourceCommand {
+        let owner = SlotOwner::of(removal.replication.slot.as_str());
+        let Some(SlotOwner::Template(snapshot)) = owner else {
+            return SourceCommand::Cleanup {
+                sync_slots: None,
+                earlier: Vec::new(),
+            };
+        };
+        let agent = self.registry.get(&removal.on);
+        let spool = agent.and_then(|agent| agent.registration.spool.as_ref());
+        SourceCommand::DeleteSnapshot {
+            location: spool.map(|directory| format!("{directory}/{snapshot}")),
+        }
     }
 
     /// A removal ended.
