@@ -30,7 +30,9 @@ impl Scrape for Metrics {
     async fn health(&self) -> Health {
         let (reply, answer) = oneshot::channel();
         let question = Question::Alive;
-        if self.asks.send(Ask { question, reply }).await.is_ok() && answer.await.is_ok() {
+        if self.asks.send(Ask { question, reply }).await.is_ok()
+            && matches!(answer.await, Ok(Ok(_)))
+        {
             Health::Well
         } else {
             Health::Ill

@@ -52,11 +52,14 @@ fn stored_in(directory: &Path, error: StoreError) -> anyhow::Error {
              from their agents, and steep-repl init cancel --force-cleanup removes unfinished jobs",
             directory.display()
         ),
-        StoreError::TooNew { .. } => anyhow!("{error} (in --data-dir {})", directory.display()),
-        StoreError::File { .. } => {
-            anyhow!("{error}; give --data-dir a directory that this user can make and write to")
-        }
-        StoreError::Place { .. } | StoreError::InUse { .. } => error.into(),
+        StoreError::File { .. } | StoreError::Unopened { .. } => anyhow!(
+            "{error}; give --data-dir a directory that this user can make and write to, on a disk with \
+             room"
+        ),
+        StoreError::Place { .. }
+        | StoreError::InUse { .. }
+        | StoreError::TooNew { .. }
+        | StoreError::Unusable { .. } => error.into(),
     }
 }
 

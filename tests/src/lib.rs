@@ -5,7 +5,7 @@
 //! [`host_image`] a machine in a container; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
-//! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
+//! behind; [`small_disk`] is one that gets full, [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
 //! traces and logs.
 //!
 //! The harness knows the product only from outside, like a user: by its binaries, flags, output and
@@ -38,5 +38,6 @@ pub mod scrape;
 pub mod scratch;
 pub mod served;
 pub mod session;
+pub mod small_disk;
 pub mod usage;
 pub mod wait;

@@ -212,7 +212,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 13] = [
+    const BEGINNINGS: [&str; 14] = [
         "event = \"",
         "\"init.",
         "\"epoch.",
@@ -225,6 +225,7 @@ fn literals(code: &str) -> Vec<String> {
         "\"job.",
         "\"lock.",
         "\"node.",
+        "\"slot.",
         "\"table.",
     ];
     let mut found = Vec::new();

@@ -15,6 +15,26 @@ pub fn create(database: &Database) -> Result<()> {
     database.sql(OBJECTS).map(drop)
 }
 
+/// Adds plain tables with everything that can be set on an index or a constraint.
+///
+/// # Errors
+/// The server's error.
+pub fn create_plain(database: &Database) -> Result<()> {
+    database.sql(include_str!("sql/deferred.sql")).map(drop)
+}
+
+/// Rows for them.
+///
+/// # Errors
+/// The server's error.
+pub fn fill_plain(database: &Database) -> Result<()> {
+    let sql = "SET search_path = \"Parted S\", public;
+         INSERT INTO parent SELECT n, 'p' || n FROM generate_series(1, 100) AS n;
+         INSERT INTO everything SELECT n, 1 + n % 100, 'n' || n, n, int4range(n, n + 1), ARRAY['t' || n % 7],
+             date '2020-01-01' + n, 1 + n % 100 FROM generate_series(1, 1000) AS n";
+    database.sql(sql).map(drop)
+}
+
 /// Inserts that many rows of a kilobyte into the largest table, and fewer into the others.
 ///
 /// # Errors

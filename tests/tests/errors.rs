@@ -1,12 +1,12 @@
 //! Every expected error: a clear message, the contract's exit code, and nothing left behind.
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use steep_tests::cluster::{Cluster, DATABASE, Output};
 use steep_tests::ports::Port;
-use steep_tests::{command, compare, residue, sample, wait};
+use steep_tests::small_disk::SmallDisk;
+use steep_tests::{compare, residue, sample, wait};
 
 /// A waiting job says so, and continues once it can, within this time.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
@@ -226,7 +226,7 @@ fn a_different_schema_stops_strict_mode_with_exit_code_3_before_anything_changes
 fn a_full_disk_on_the_target_fails_the_job_and_leaves_nothing() -> Result<()> {
     let cluster = Cluster::pair()?;
     let disk = cluster.node("node_b").server().dir().join("small");
-    let Some(_mounted) = SmallDisk::mount(&disk)? else {
+    let Some(_mounted) = SmallDisk::mount(&disk, 60)? else {
         eprintln!("NOT TESTED: a disk that is full needs the right to mount one");
         return Ok(());
     };
@@ -253,34 +253,42 @@ fn a_full_disk_on_the_target_fails_the_job_and_leaves_nothing() -> Result<()> {
     nothing_is_left(&cluster)
 }
 
-/// A file system of 60 MB in memory, unmounted when dropped.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    /// `None` if this process may not mount.
-    fn mount(at: &std::path::Path) -> Result<Option<Self>> {
-        std::fs::create_dir_all(at)?;
-        let account = steep_tests::pg::account::Account::for_servers()?;
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=60m,mode=0755", "tmpfs"])
-            .arg(at);
-        if command::output(&mut mount).is_err() {
-            return Ok(None);
-        }
-        let mounted = Self(at.to_path_buf());
-        account.create_dir(&at.join("space"))?;
-        Ok(Some(mounted))
+#[test]
+fn a_full_disk_of_the_coordinator_is_said_and_waited_for_and_stops_no_rows() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    sample::create(&cluster.database("node_a"), 2)?;
+    cluster.stop_coordinator()?;
+    let data = cluster.dir().join("coordinator");
+    let Some(_mounted) = SmallDisk::mount(&data, 8)? else {
+        eprintln!("NOT TESTED: a disk that is full needs the right to mount one");
+        return Ok(());
+    };
+    cluster.start_coordinator()?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
+    cluster.wait_copying("node_b")?;
+    let filler = data.join("filler");
+    // The last write fails, when there is no room left.
+    drop(std::fs::write(&filler, vec![0; 16 << 20]));
+    let refused = wait::until("the coordinator to say it", WAIT_LIMIT, || {
+        let output = cluster.cli(&["nodes"])?;
+        Ok((output.code != 0).then_some(output))
+    })?;
+    expect(refused, 1, &["disk is full", "--data-dir"])?;
+    let target = cluster.database("node_b");
+    let size = || target.value::<u64>("SELECT pg_database_size(current_database())");
+    let before = size()?;
+    wait::until_true("rows to go on arriving", WAIT_LIMIT, || {
+        Ok(size()? > before + 500_000)
+    })?;
+    std::fs::remove_file(filler)?;
+    following.finish(WAIT_LIMIT)?.expect(0)?;
+    assert_eq!(cluster.state("node_b")?, "synchronized");
+    let coordinator = cluster.coordinator().context("it runs")?;
+    for event in ["store.full", "store.writable"] {
+        anyhow::ensure!(!coordinator.events(event)?.is_empty(), "{event}");
     }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily, because the server still has open files.
-        drop(command::output(
-            Command::new("umount").arg("-l").arg(&self.0),
-        ));
-    }
+    compare::rows(&cluster.database("node_a"), &target)?.none()
 }
 
 #[test]

@@ -276,6 +276,36 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
         target.value::<i64>("SELECT count(*) FROM kept")? == 0,
         "rows of the job are left"
     );
+
+    // The same with a snapshot of its own, which nobody remembers either: its slots are the source's.
+    let spooled = [
+        "--force",
+        "--detach",
+        "--max-rate",
+        "1MB",
+        "--method",
+        "two-phase",
+    ];
+    cluster.init(&spooled)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    forget(&mut cluster)?;
+    cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
+    cluster.cli(&clean)?.expect(0)?;
+    residue::of_jobs(&target)?.none()?;
+    ensure!(
+        source.value::<u32>(OURS)? == 1,
+        "the template alone is left"
+    );
+    let clean = [
+        "init",
+        "cancel",
+        "--node",
+        "node_a",
+        "--force-cleanup",
+        "--yes",
+    ];
+    cluster.cli(&clean)?.expect(0)?;
+    residue::of_jobs(&source)?.none()?;
     cluster.init(&["--force"])?.expect(0)?;
     compare::rows(&source, &target)?.none()
 }

@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 34] = [
+const ELSEWHERE: [&str; 37] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -234,7 +234,10 @@ const ELSEWHERE: [&str; 34] = [
     "node.adopted",
     "node.removed",
     "node.same_database",
+    "slot.unknown",
     "store.unreadable",
+    "store.full",
+    "store.writable",
     "table.appeared",
     "lock.blocking",
     "lock.gave_way",

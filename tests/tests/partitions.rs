@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
 use steep_tests::{compare, partitioned, residue, sample, wait};
@@ -154,37 +154,75 @@ fn a_schema_of_partitions_is_made_on_18() -> Result<()> {
     make_and_load(18)
 }
 
+/// What dies between the drop of the indexes and their return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dies {
+    Nothing,
+    Agent,
+    Server,
+    Coordinator,
+}
+
+/// Kills it, and starts it again.
+fn die(cluster: &mut Cluster, what: Dies) -> Result<()> {
+    match what {
+        Dies::Nothing => return Ok(()),
+        Dies::Agent => {
+            cluster.kill_agent("node_b")?;
+            cluster.start_agent("node_b")?;
+        }
+        Dies::Server => {
+            cluster.node_mut("node_b").server_mut().crash()?;
+            cluster.node_mut("node_b").server_mut().restart()?;
+        }
+        Dies::Coordinator => {
+            cluster.kill_coordinator()?;
+            cluster.start_coordinator()?;
+        }
+    }
+    cluster.wait_online(&["node_a", "node_b"])?;
+    Ok(())
+}
+
 #[test]
 fn cancel_and_death_in_the_middle_bring_every_index_back() -> Result<()> {
     let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    partitioned::create(&source)?;
-    partitioned::create(&target)?;
+    for database in [&source, &target] {
+        partitioned::create(database)?;
+        partitioned::create_plain(database)?;
+    }
     partitioned::fill(&source, 20_000)?;
+    partitioned::fill_plain(&source)?;
     let before = all_of(&target)?;
 
-    for dies in [false, true] {
-        let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
+    for dies in [Dies::Nothing, Dies::Agent, Dies::Server, Dies::Coordinator] {
+        cluster
+            .init(&["--max-rate", "1MB", "--detach"])?
+            .expect(0)?;
         cluster.wait_copying("node_b")?;
         assert_eq!(indexes_on(&target, "us")?, 0);
-        if dies {
-            cluster.kill_agent("node_b")?;
-            cluster.start_agent("node_b")?;
-            cluster.wait_online(&["node_a", "node_b"])?;
-        }
+        assert_eq!(indexes_on(&target, "everything")?, 0);
+        die(&mut cluster, dies)?;
         cluster
             .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
             .expect(0)?;
-        following.finish(LIMIT)?;
         residue::of_jobs(&source)?.none()?;
         residue::of_jobs(&target)?.none()?;
-        assert_eq!(
-            target.value::<u32>("SELECT count(*) FROM \"Parted S\".\"Root t\"")?,
-            0
-        );
-        same(&before, &all_of(&target)?)?;
+        for table in ["\"Root t\"", "everything"] {
+            let rows = format!("SELECT count(*) FROM \"Parted S\".{table}");
+            assert_eq!(target.value::<u32>(&rows)?, 0, "{dies:?}: {table}");
+        }
+        same(&before, &all_of(&target)?).with_context(|| format!("{dies:?}"))?;
     }
-    Ok(())
+    // A crash in the next run, which comes to its end.
+    cluster
+        .init(&["--max-rate", "3MB", "--detach"])?
+        .expect(0)?;
+    cluster.wait_copying("node_b")?;
+    die(&mut cluster, Dies::Server)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    same(&before, &all_of(&target)?)
 }
 
 #[test]
@@ -223,11 +261,14 @@ fn death_while_indexes_are_built_loses_none() -> Result<()> {
 
 #[test]
 fn rows_that_are_kept_have_their_indexes_too() -> Result<()> {
-    let cluster = Cluster::pair()?;
+    let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    partitioned::create(&source)?;
-    partitioned::create(&target)?;
+    for database in [&source, &target] {
+        partitioned::create(database)?;
+        partitioned::create_plain(database)?;
+    }
     partitioned::fill(&source, 20_000)?;
+    partitioned::fill_plain(&source)?;
     let indexes = |database: &Database| -> Result<Vec<String>> {
         let mut all = partitioned::catalog(database)?;
         all.retain(|line| line.starts_with("index "));
@@ -237,6 +278,7 @@ fn rows_that_are_kept_have_their_indexes_too() -> Result<()> {
     let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
     cluster.wait_copying("node_b")?;
     cluster.wait_committed("node_b", LIMIT)?;
+    die(&mut cluster, Dies::Server)?;
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--keep-data", "--yes"])?
         .expect(0)?;

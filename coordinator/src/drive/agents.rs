@@ -114,7 +114,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Whether a query with that id is running.
-    fn is_asking(&self, job: JobId) -> bool {
+    pub(super) fn is_asking(&self, job: JobId) -> bool {
         self.queries.iter().any(|query| query.asks_as(job))
     }
 

@@ -76,7 +76,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Ids in the names of the replications that jobs, nodes and prepared slots use.
-    fn in_use(&self) -> Vec<JobId> {
+    pub(super) fn in_use(&self) -> Vec<JobId> {
         let jobs = self.jobs.values().map(|live| &live.job);
         let jobs = jobs.flat_map(Job::named);
         let following = self.nodes.values().filter(|record| follows(record.state));

@@ -37,10 +37,13 @@ mod rebuild;
 mod requests;
 mod restore;
 mod resume;
+mod room;
 mod schema;
 mod snapshots;
 mod span;
 mod sweep;
+mod ticket;
+mod unknown_slots;
 mod views;
 mod watchers;
 
@@ -48,7 +51,7 @@ mod watchers;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -60,6 +63,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::ticket::Ticket;
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges, SourceGauges};
 pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
@@ -161,22 +165,6 @@ struct Outbox {
     observed: bool,
 }
 
-/// An operator's pending question. The first answer counts; when the last clone is dropped without one, the
-/// operator stops waiting.
-#[derive(Debug, Clone)]
-struct Ticket(Arc<Mutex<Option<Reply>>>);
-
-impl Ticket {
-    fn new(reply: Reply) -> Self {
-        Self(Arc::new(Mutex::new(Some(reply))))
-    }
-
-    fn take(self) -> Option<Reply> {
-        let Self(reply) = self;
-        reply.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
 /// The loop's state.
 pub struct Driver<S> {
     store: S,
@@ -209,6 +197,8 @@ pub struct Driver<S> {
     /// When the objects of these jobs were removed from these nodes; agents may still list them for some
     /// seconds.
     swept: BTreeMap<(JobId, NodeId), Timestamp>,
+    /// Slots of ours, by node and name, that nobody is known to need.
+    unknown: BTreeMap<(NodeId, String), unknown_slots::Unknown>,
     /// The health of nodes that follow.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
@@ -285,6 +275,7 @@ impl<S: Store> Driver<S> {
             unseen_grace: UNSEEN_GRACE,
             aliases_told: BTreeSet::new(),
             swept: BTreeMap::new(),
+            unknown: BTreeMap::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             draw_id: || JobId(rand::random()),
@@ -359,7 +350,11 @@ impl<S: Store> Driver<S> {
                 _ = tick.tick() => Wake::Time,
                 () = shutdown.cancelled() => return self.last_turn(),
             };
-            self.turn(&mut said, wake).inspect_err(|error| {
+            let done = match self.turn(&mut said, wake) {
+                Err(full) if full.is_full() => self.wait_for_room(full, &shutdown).await,
+                done => done,
+            };
+            done.inspect_err(|error| {
                 // Set once: the loop ends with it.
                 let _ = self.failure.set(error.to_string());
             })?;
@@ -396,6 +391,7 @@ impl<S: Store> Driver<S> {
         }
         if second {
             self.tick_reachability(now);
+            self.tick_unknown_slots(now);
         }
         self.tick_audit(now);
         self.tick_snapshots(now);
@@ -421,7 +417,11 @@ impl<S: Store> Driver<S> {
         if !out.writes.is_empty() {
             // Waits for the disk. Only if there is something to write: `block_in_place` costs more
             // than most turns do.
-            tokio::task::block_in_place(|| self.store.apply(&out.writes))?;
+            let written = tokio::task::block_in_place(|| self.store.apply(&out.writes));
+            if let Err(error) = written {
+                self.out = out;
+                return Err(error);
+            }
         }
         for (node, message) in out.messages {
             if self.registry.send(&node, message).is_err()

@@ -141,6 +141,7 @@ impl<S: Store> Driver<S> {
                 "it has been unreachable since {since:.0}: {why}{give_up}"
             ));
         }
+        warnings.extend(self.unknown_warnings(&record.id));
         warnings
     }
 

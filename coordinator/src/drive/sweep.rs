@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, SourceCommand, TargetCommand};
 use steep_protocol::message::api::Afterwards;
-use steep_protocol::message::handover::{Replication, SlotName};
+use steep_protocol::message::handover::{Replication, SlotName, SlotOwner};
 use steep_protocol::message::job::{CancelledData, ReplicationNames};
 use steep_protocol::message::lineage::{Lineage, Tool};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
@@ -99,6 +99,9 @@ impl<S: Store> Driver<S> {
             }
             let known = (plan.steps.len(), plan.left.len());
             self.plan_publishers(node, replication, &mut plan, now);
+            for owner in self.slots_from_snapshots(node, replication.id) {
+                self.plan_publishers(node, &owner.replication(), &mut plan, now);
+            }
             if here && known == (plan.steps.len(), plan.left.len()) {
                 plan.left.push(unseen_publisher(replication));
             }
@@ -113,6 +116,19 @@ impl<S: Store> Driver<S> {
             };
             if !self.is_used(job, node) && !self.just_swept(job, node, now) {
                 self.plan_own_slot(node, job, &mut plan);
+            }
+        }
+        // Copies before their templates, since the last slot takes the publication along.
+        let mut owners = self.forgotten_snapshot_slots(node);
+        owners.sort_by_key(|owner| owner.job().is_none());
+        for owner in owners {
+            let replication = owner.replication();
+            if !self.just_swept(swept_id(&replication), node, now) {
+                plan.steps.push_back(Removal {
+                    on: node.clone(),
+                    replication,
+                    side: Side::Source,
+                });
             }
         }
         plan
@@ -136,7 +152,7 @@ impl<S: Store> Driver<S> {
             });
             record.id != *node
                 && (observed || told)
-                && !self.just_swept(replication.id, &record.id, now)
+                && !self.just_swept(swept_id(replication), &record.id, now)
         };
         for record in self.nodes.values().filter(publishes) {
             if self.registry.is_online(&record.id) {
@@ -207,13 +223,31 @@ impl<S: Store> Driver<S> {
                 data: sweep.data,
                 earlier: Vec::new(),
             }),
-            Side::Source => Command::from(SourceCommand::Cleanup {
-                sync_slots: None,
-                earlier: Vec::new(),
-            }),
+            Side::Source => Command::from(self.source_removal(&next)),
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
-        self.begin_query_on(&next.on, next.replication, command, purpose, now);
+        // One of several jobs from a snapshot must not end that for the others.
+        let job = match next.side {
+            Side::Target => next.replication.id,
+            Side::Source => swept_id(&next.replication),
+        };
+        self.begin_query_as(job, &next.on, next.replication, (command, purpose), now);
+    }
+
+    /// A snapshot's own slot goes with the files that it may have in the spool, others without any.
+    fn source_removal(&self, removal: &Removal) -> SourceCommand {
+        let owner = SlotOwner::of(removal.replication.slot.as_str());
+        let Some(SlotOwner::Template(snapshot)) = owner else {
+            return SourceCommand::Cleanup {
+                sync_slots: None,
+                earlier: Vec::new(),
+            };
+        };
+        let agent = self.registry.get(&removal.on);
+        let spool = agent.and_then(|agent| agent.registration.spool.as_ref());
+        SourceCommand::DeleteSnapshot {
+            location: spool.map(|directory| format!("{directory}/{snapshot}")),
+        }
     }
 
     /// A removal ended.
@@ -244,7 +278,11 @@ impl<S: Store> Driver<S> {
     /// Removes it from the node's lineage, and notes it in case a lineage read earlier still arrives.
     fn unlist(&mut self, step: &Removal, now: Timestamp) {
         let job = step.replication.id;
-        self.swept.insert((job, step.on.clone()), now);
+        let swept = match step.side {
+            Side::Target => job,
+            Side::Source => swept_id(&step.replication),
+        };
+        self.swept.insert((swept, step.on.clone()), now);
         let Some(record) = self.nodes.get_mut(&step.on) else {
             return;
         };
@@ -346,6 +384,12 @@ impl<S: Store> Driver<S> {
         self.log(note.field("from", from).field("to", to), now);
         self.mirror(node, now);
     }
+}
+
+/// What a removed slot is remembered by: jobs from one snapshot share the replication's id.
+fn swept_id(replication: &Replication) -> JobId {
+    let owner = SlotOwner::of(replication.slot.as_str());
+    owner.and_then(SlotOwner::job).unwrap_or(replication.id)
 }
 
 /// No known node has the other end: its agent is not back yet, or the server has none.

@@ -4,8 +4,6 @@
 //! without interpreting them. Writes are collected during one turn of the loop and applied together, before
 //! any message is sent: an agent never learns of anything that a restarted coordinator would not know.
 
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
@@ -24,7 +22,10 @@ use crate::job::membership::Complete;
 use crate::job::progress::Mark;
 use crate::snapshot::Snapshot;
 
+mod error;
 pub mod sqlite;
+
+pub use self::error::StoreError;
 
 /// The durable state, and why it is durable:
 ///
@@ -421,55 +422,4 @@ pub struct EventQuery {
     pub after: u64,
     /// At most this many.
     pub limit: u32,
-}
-
-/// Why the store cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The directory or a file cannot be created, opened or locked.
-    #[error("cannot {what} {}: {source}", path.display())]
-    File {
-        /// What failed.
-        what: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The directory or a file in it is not the coordinator's alone.
-    #[error("{} is no place for the store: {why}", path.display())]
-    Place {
-        /// The directory or file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        why: String,
-    },
-    /// Another coordinator uses the directory.
-    #[error(
-        "another coordinator is using {}: stop it, or give this one its own --data-dir",
-        path.display()
-    )]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The store was written by a newer version.
-    #[error("the store has schema version {found}, this build knows up to {known}: upgrade it")]
-    TooNew {
-        /// The store's version.
-        found: i64,
-        /// The newest version that this build knows.
-        known: i64,
-    },
-    /// A record cannot be read.
-    #[error("the store's {what} cannot be read: {reason}")]
-    Corrupt {
-        /// The record.
-        what: String,
-        /// Why.
-        reason: String,
-    },
-    /// SQLite failed, most often because of a full disk.
-    #[error("the store failed: {0}")]
-    Database(#[from] rusqlite::Error),
 }

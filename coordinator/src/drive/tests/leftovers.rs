@@ -1,10 +1,13 @@
 //! Claims about what is left after a cancel or a removal, and what is said about it.
 
-use steep_protocol::NodeState;
-use steep_protocol::message::agent::{AgentMessage, Command, CopyParts, TargetCommand};
+use steep_protocol::message::agent::{
+    AgentMessage, Command, CopyParts, SourceCommand, TargetCommand,
+};
 use steep_protocol::message::api::{Afterwards, ApiReply, Order};
+use steep_protocol::message::handover::SlotOwner;
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::lineage::Lineage;
+use steep_protocol::{NodeState, SnapshotId};
 
 use super::world::*;
 use super::*;
@@ -28,6 +31,15 @@ fn copying(world: &mut World) -> JobId {
 fn during(job: JobId) -> AgentMessage {
     AgentMessage::Lineage(Box::new(Lineage {
         jobs: vec![job],
+        ..Lineage::default()
+    }))
+}
+
+/// What an agent reports whose server has these slots.
+fn slots(owners: &[SlotOwner]) -> AgentMessage {
+    let name = |owner: &SlotOwner| owner.replication().slot.to_string();
+    AgentMessage::Lineage(Box::new(Lineage {
+        slots: owners.iter().map(name).collect(),
         ..Lineage::default()
     }))
 }
@@ -109,4 +121,71 @@ fn a_node_removed_during_its_copy_leaves_tables_and_comes_back_with_the_command_
         error.contains("init cancel --node b --force-cleanup"),
         "{error}"
     );
+}
+
+#[test]
+fn slots_that_nobody_knows_are_named_once_and_removed_with_one_command() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let snapshot = SnapshotId(7);
+    let (made, template) = (
+        SlotOwner::Made(snapshot, JobId(8)),
+        SlotOwner::Template(snapshot),
+    );
+    world.say("a", slots(&[SlotOwner::Job(JobId(9)), made, template]));
+    world.skip(1);
+    assert_eq!(world.node("a").warnings, Vec::<String>::new());
+    // The agent of a replica may come later.
+    world.skip(20);
+    world.say("b", during(JobId(9)));
+    for _ in 0..3 {
+        world.skip(10);
+    }
+    let warnings = world.node("a").warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for owner in [made, template] {
+        let slot = owner.replication().slot.to_string();
+        let told = warnings.iter().find(|warning| warning.contains(&slot));
+        let told = told.unwrap();
+        assert!(told.contains("cancel --node a --force-cleanup"), "{told}");
+        assert!(told.contains(&format!("('{slot}')")), "{told}");
+    }
+    let told = world.events("a").into_iter();
+    assert_eq!(
+        told.filter(|event| event.event == "slot.unknown").count(),
+        2
+    );
+
+    let removal = world.ask_later(Order::GiveUp {
+        node: node("a"),
+        data: CancelledData::Keep,
+        afterwards: Afterwards::Keep,
+    });
+    world.run_on();
+    drop(removal);
+    let history = &world.agent("a").history;
+    let [
+        (_, Command::Source(SourceCommand::Cleanup { .. })),
+        (_, Command::Source(SourceCommand::DeleteSnapshot { .. })),
+    ] = &history[..]
+    else {
+        panic!("{history:?}")
+    };
+    world.skip(1);
+    assert_eq!(world.node("a").warnings, Vec::<String>::new());
+}
+
+#[test]
+fn slots_of_jobs_and_snapshots_that_are_known_are_nobodys_concern() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = copying(&mut world);
+    world.say(
+        "a",
+        slots(&[SlotOwner::Job(job), SlotOwner::Made(SnapshotId(3), job)]),
+    );
+    for _ in 0..5 {
+        world.skip(10);
+    }
+    assert_eq!(world.node("a").warnings, Vec::<String>::new());
 }

@@ -8,6 +8,7 @@
 //! directory are readable only by their owner, and nobody else may write to either ([`place`]).
 
 mod place;
+mod schema;
 mod write;
 
 use std::fs::{File, OpenOptions};
@@ -34,62 +35,6 @@ use write::apply_one;
 const FILE: &str = "coordinator.db";
 const LOCK: &str = "coordinator.lock";
 
-/// Each entry migrates from the version of its index to the next. Never change one; add one.
-const MIGRATIONS: &[&str] = &[
-    "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO meta VALUES ('next_command', 1);
-    CREATE TABLE nodes (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE jobs (
-        job TEXT PRIMARY KEY, target TEXT NOT NULL, open INTEGER NOT NULL,
-        record TEXT NOT NULL, ending TEXT
-    ) WITHOUT ROWID;
-    CREATE INDEX jobs_open ON jobs (job) WHERE open;
-    CREATE INDEX jobs_target ON jobs (target);
-    CREATE TABLE tables (
-        job TEXT NOT NULL, no INTEGER NOT NULL, schema TEXT NOT NULL, name TEXT NOT NULL,
-        rows_estimate INTEGER NOT NULL, bytes_estimate INTEGER NOT NULL,
-        first_part INTEGER NOT NULL, parts INTEGER NOT NULL,
-        done INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0,
-        bytes INTEGER NOT NULL DEFAULT 0,
-        PRIMARY KEY (job, no)
-    ) WITHOUT ROWID;
-    CREATE TABLE parts (
-        job TEXT NOT NULL, part INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-        wire INTEGER NOT NULL,
-        PRIMARY KEY (job, part)
-    ) WITHOUT ROWID;
-    CREATE TABLE events (
-        seq INTEGER PRIMARY KEY, node TEXT, source TEXT, record TEXT NOT NULL
-    );
-",
-    "
-    CREATE TABLE samples (
-        job TEXT NOT NULL, at INTEGER NOT NULL, record TEXT NOT NULL,
-        PRIMARY KEY (job, at)
-    ) WITHOUT ROWID;
-    CREATE TABLE audit (
-        seq INTEGER PRIMARY KEY, node TEXT NOT NULL, source TEXT, record TEXT NOT NULL
-    );
-    CREATE TABLE audit_due (
-        node TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (node, seq)
-    ) WITHOUT ROWID;
-",
-    "
-    ALTER TABLE jobs ADD COLUMN ended INTEGER;
-    UPDATE jobs SET ended = coalesce(unixepoch(json_extract(record, '$.ended_at')), 0) * 1000
-        WHERE ending IS NOT NULL;
-    CREATE INDEX jobs_ended ON jobs (target, ended) WHERE ended IS NOT NULL;
-",
-    "
-    ALTER TABLE tables ADD COLUMN began INTEGER;
-    ALTER TABLE tables ADD COLUMN ended INTEGER;
-",
-    "
-    CREATE TABLE snapshots (snapshot TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
-",
-];
-
 /// A store in one file.
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -102,7 +47,8 @@ impl SqliteStore {
     /// Opens the store in that directory; creates both if missing.
     ///
     /// # Errors
-    /// [`StoreError`] if the directory is in use, cannot be written, or was written by a newer version.
+    /// [`StoreError`] if the directory is in use, cannot be written, or has a file that is not a whole store
+    /// that this build knows. Such a file is not changed.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
@@ -125,14 +71,8 @@ impl SqliteStore {
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(failed("protect", &path))?;
         drop(file);
-        let mut connection = Connection::open(&path)?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "full")?;
-        // A few MiB of cache whatever the file's size (G8).
-        connection.pragma_update(None, "cache_size", -4_096)?;
-        migrate(&mut connection)?;
         Ok(Self {
-            connection,
+            connection: schema::open(&path)?,
             _lock: lock,
         })
     }
@@ -144,7 +84,7 @@ impl SqliteStore {
     #[cfg(test)]
     pub(crate) fn in_memory() -> Result<Self, StoreError> {
         let mut connection = Connection::open_in_memory()?;
-        migrate(&mut connection)?;
+        schema::migrate(&mut connection)?;
         let path = Path::new("/dev/null");
         let lock = File::open(path).map_err(|source| StoreError::File {
             what: "open",
@@ -176,7 +116,7 @@ impl SqliteStore {
         let mut rows = statement.query(values)?;
         let mut records = Vec::new();
         while let Some(row) = rows.next()? {
-            records.extend(readable(from_json(what, &row.get::<_, String>(0)?)));
+            records.extend(readable(from_column(what, row, 0)));
         }
         Ok(records)
     }
@@ -188,11 +128,11 @@ impl SqliteStore {
         let mut rows = statement.query([])?;
         let mut due = Vec::new();
         while let Some(row) = rows.next()? {
-            let (node, record): (String, String) = (row.get(0)?, row.get(1)?);
+            let node: String = row.get(0)?;
             let entry = NodeId::parse(&node)
                 .map_err(|e| corrupt("audit trail".to_owned(), &e))
                 .and_then(|node| {
-                    let view = from_json("audit trail", &record)?;
+                    let view = from_column("audit trail", row, 1)?;
                     Ok(AuditDue { node, view })
                 });
             due.extend(readable(entry));
@@ -224,24 +164,6 @@ fn take_lock(directory: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let known = MIGRATIONS.len() as i64;
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if found > known {
-        return Err(StoreError::TooNew { found, known });
-    }
-    for (version, sql) in (1i64..)
-        .zip(MIGRATIONS)
-        .skip(usize::try_from(found).unwrap_or(0))
-    {
-        let transaction = connection.transaction()?;
-        transaction.execute_batch(sql)?;
-        transaction.pragma_update(None, "user_version", version)?;
-        transaction.commit()?;
-    }
-    Ok(())
-}
-
 impl Store for SqliteStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
         let mut nodes = Vec::new();
@@ -251,7 +173,7 @@ impl Store for SqliteStore {
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
-            let record = from_json(&format!("node {name}"), &row.get::<_, String>(1)?);
+            let record = from_column(&format!("node {name}"), row, 1);
             // Its agent reports what it can again.
             let fresh = || NodeId::parse(&name).ok().map(NodeRecord::new);
             nodes.extend(readable(record).or_else(fresh));
@@ -263,7 +185,7 @@ impl Store for SqliteStore {
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let id: String = row.get(0)?;
-            let record = from_json(&format!("job {id}"), &row.get::<_, String>(1)?);
+            let record = from_column(&format!("job {id}"), row, 1);
             open_jobs.extend(readable(record));
         }
         let next = "SELECT value FROM meta WHERE key = 'next_command'";
@@ -444,6 +366,12 @@ fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreErro
     serde_json::from_str(text).map_err(|e| corrupt(what.to_owned(), &e))
 }
 
+/// A record in that column, which may hold anything but text once it is damaged.
+fn from_column<T: DeserializeOwned>(what: &str, row: &Row<'_>, at: usize) -> Result<T, StoreError> {
+    let text: String = row.get(at).map_err(|e| corrupt(what.to_owned(), &e))?;
+    from_json(what, &text)
+}
+
 /// One of many records: unreadable ones are logged and left out.
 fn readable<T>(record: Result<T, StoreError>) -> Option<T> {
     record
@@ -475,5 +403,7 @@ fn unsigned(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(at, Type::Integer, Box::new(e)))
 }
 
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,7 @@ fn part(no: u32) -> PartDone {
     }
 }
 
-fn event(seq: u64, node: &str) -> EventView {
+pub(super) fn event(seq: u64, node: &str) -> EventView {
     EventView {
         seq,
         timestamp: Timestamp::UNIX_EPOCH,
@@ -282,6 +282,8 @@ fn an_unreadable_record_does_not_affect_others() {
         "UPDATE events SET record = '{\"seq\": 2}' WHERE seq = 2",
         "UPDATE jobs SET record = 'x' WHERE job = '0000000000000001'",
         "INSERT INTO nodes (node, record) VALUES ('damaged', '{')",
+        "INSERT INTO nodes (node, record) VALUES ('no_text', x'00ff')",
+        "INSERT INTO snapshots (snapshot, record) VALUES ('1', x'00ff')",
     ];
     for sql in damage {
         assert_eq!(store.connection.execute(sql, []).unwrap(), 1, "{sql}");
@@ -291,11 +293,11 @@ fn an_unreadable_record_does_not_affect_others() {
     assert_eq!(seen(store.recent_events(None, 9).unwrap()), [1, 3]);
     let loaded = store.load().unwrap();
     assert_eq!(loaded.open_jobs, [job(2)]);
-    assert!(
-        loaded
-            .nodes
-            .contains(&NodeRecord::new(testing::node("damaged")))
-    );
+    for name in ["damaged", "no_text"] {
+        let fresh = NodeRecord::new(testing::node(name));
+        assert!(loaded.nodes.contains(&fresh), "{name}");
+    }
+    assert!(loaded.snapshots.is_empty());
     assert!(matches!(
         store.job(job(1).id),
         Err(StoreError::Corrupt { .. })
@@ -444,7 +446,7 @@ fn the_newest_finished_jobs_are_kept() {
 fn a_store_of_the_first_version_has_its_last_report() {
     let directory = tempfile::tempdir().unwrap();
     let old = Connection::open(directory.path().join(FILE)).unwrap();
-    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.execute_batch(schema::MIGRATIONS[0]).unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();
     for (id, at) in [
         (9u64, "2026-01-01T00:00:00Z"),

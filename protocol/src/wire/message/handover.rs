@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::Listed;
 use super::job::{JobSpec, ReplicationNames};
-use crate::wire::{ByteCount, Identifier, JobId, Lsn, NodeId};
+use crate::wire::{ByteCount, Identifier, JobId, Lsn, NodeId, SnapshotId};
 
 /// The longest time that a prepared slot may be kept, in seconds: a year.
 pub const EXPIRES_MAX: u64 = 366 * 24 * 3600;
@@ -126,6 +126,52 @@ impl Replication {
     #[must_use]
     pub fn is_prepared(&self) -> bool {
         self.slot.as_str() != ReplicationNames(self.id).name()
+    }
+}
+
+/// Whose slot it is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotOwner {
+    /// A job's own.
+    Job(JobId),
+    /// A job's that was made from a snapshot.
+    Made(SnapshotId, JobId),
+    /// A snapshot's, of which the former are copies.
+    Template(SnapshotId),
+}
+
+impl SlotOwner {
+    /// Reads a slot's name; `None` if it is not one of ours. Prepared slots have names of their operators.
+    #[must_use]
+    pub fn of(slot: &str) -> Option<Self> {
+        let rest = slot.strip_prefix(ReplicationNames::PREFIX)?;
+        let Some((snapshot, rest)) = rest.split_once('_') else {
+            return Some(Self::Job(rest.parse().ok()?));
+        };
+        let snapshot = SnapshotId(snapshot.parse::<JobId>().ok()?.0);
+        if rest == "template" {
+            return Some(Self::Template(snapshot));
+        }
+        Some(Self::Made(snapshot, rest.parse().ok()?))
+    }
+
+    /// The slot with its publication.
+    #[must_use]
+    pub fn replication(self) -> Replication {
+        match self {
+            Self::Job(job) => Replication::of(job),
+            Self::Made(snapshot, job) => Replication::of_snapshot(snapshot, job),
+            Self::Template(snapshot) => Replication::template(snapshot),
+        }
+    }
+
+    /// The job, unless it is a snapshot's.
+    #[must_use]
+    pub fn job(self) -> Option<JobId> {
+        match self {
+            Self::Job(job) | Self::Made(_, job) => Some(job),
+            Self::Template(_) => None,
+        }
     }
 }
 

@@ -302,6 +302,7 @@ impl Replication {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message::handover::SlotOwner;
 
     #[test]
     fn a_template_is_reserved_kept_and_no_jobs_own() {
@@ -309,5 +310,22 @@ mod tests {
         assert!(template.slot.is_reserved() && template.is_prepared());
         assert_eq!(ReplicationNames::parse(template.slot.as_str()), None);
         assert_eq!(template.name(), Replication::of(JobId(7)).name());
+    }
+
+    #[test]
+    fn a_slots_name_tells_its_owner() {
+        let (snapshot, job) = (SnapshotId(7), JobId(u64::MAX));
+        for owner in [
+            SlotOwner::Job(job),
+            SlotOwner::Made(snapshot, job),
+            SlotOwner::Template(snapshot),
+        ] {
+            let name = owner.replication().slot;
+            assert_eq!(SlotOwner::of(name.as_str()), Some(owner));
+            for other in [format!("{name}_"), format!("x{name}"), format!("{name}0")] {
+                assert_eq!(SlotOwner::of(&other), None, "{other}");
+            }
+        }
+        assert_eq!(SlotOwner::of("steep_repl_monday"), None);
     }
 }

@@ -1,0 +1,46 @@
+//! A disk that gets full.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::command;
+use crate::pg::account::Account;
+
+/// A file system in memory, unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts one of that many MiB, with a directory `space` for the servers' account. `None` if this process
+    /// may not mount.
+    ///
+    /// # Errors
+    /// The directories cannot be made.
+    pub fn mount(at: &Path, mebibytes: u32) -> Result<Option<Self>> {
+        std::fs::create_dir_all(at)?;
+        let account = Account::for_servers()?;
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o"])
+            .arg(format!("size={mebibytes}m,mode=0755"))
+            .arg("tmpfs")
+            .arg(at);
+        if command::output(&mut mount).is_err() {
+            return Ok(None);
+        }
+        let mounted = Self(at.to_path_buf());
+        account.create_dir(&at.join("space"))?;
+        Ok(Some(mounted))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, because the server still has open files.
+        drop(command::output(
+            Command::new("umount").arg("-l").arg(&self.0),
+        ));
+    }
+}
