@@ -73,6 +73,12 @@ pub(super) const MIGRATIONS: &[&str] = &[
 ",
     // `APPLICATION`.
     "PRAGMA application_id = 1937003088",
+    // A store that was made anew must not count from one again: agents may still hold answers to the lost
+    // one's commands. Seconds since September 2020 leave room for nine tenths of the jobs.
+    "
+    UPDATE meta SET value = max(value, (unixepoch() - 1600000000) * 4294967296)
+    WHERE key = 'next_command';
+",
 ];
 
 /// Opens the store in that file, which exists and may be empty.

@@ -7,7 +7,7 @@ use steep_protocol::message::api::{PhaseSeconds, Report};
 use super::super::{EVENTS_KEPT, JOBS_KEPT, NodeRecord};
 use super::write::PRUNE_EVERY;
 use super::*;
-use crate::job::{Closed, Job, Stage, Step};
+use crate::job::{COMMANDS_PER_JOB, Closed, Job, Stage, Step};
 use crate::testing;
 
 fn job(id: u64) -> Job {
@@ -97,7 +97,7 @@ fn applied_writes_survive_a_crash() {
         .apply(&[
             Write::Node(Box::new(node.clone())),
             Write::Job(Box::new(open.clone())),
-            Write::NextCommand(1 << 40),
+            Write::NextCommand(1 << 60),
             Write::Plan {
                 job: open.id,
                 tables: vec![table(0), table(1)],
@@ -119,7 +119,7 @@ fn applied_writes_survive_a_crash() {
     let loaded = store.load().unwrap();
     assert_eq!(loaded.nodes, [node]);
     assert_eq!(loaded.open_jobs, [open.clone()]);
-    assert_eq!((loaded.next_command, loaded.next_event), (1 << 40, 2));
+    assert_eq!((loaded.next_command, loaded.next_event), (1 << 60, 2));
     let plan: Vec<_> = store
         .plan(open.id)
         .unwrap()
@@ -483,4 +483,13 @@ fn recent_events_are_the_newest_in_order() {
     assert_eq!(seqs(None, 3), [7, 8, 9]);
     assert_eq!(seqs(Some("a"), 2), [6, 8]);
     assert_eq!(seqs(Some("a"), 99), [2, 4, 6, 8]);
+}
+
+#[test]
+fn a_store_made_anew_counts_on_from_the_time_so_that_no_command_of_a_lost_one_is_given_out_again() {
+    let before = Timestamp::now().as_second();
+    let (_directory, mut store) = new_store();
+    let next = store.load().unwrap().next_command;
+    let jobs = i64::try_from(next / COMMANDS_PER_JOB).unwrap();
+    assert!((before..before + 60).contains(&(jobs + 1_600_000_000)));
 }
