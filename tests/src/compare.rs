@@ -123,7 +123,16 @@ pub fn rows_except(left: &Database, right: &Database, except: &[&str]) -> Result
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
-    let (left, right) = (left?, right?);
+    Ok(differences(&left?, &right?, except))
+}
+
+/// Compares what [`contents`] returned, without the named tables.
+#[must_use]
+pub fn differences(
+    left: &BTreeMap<String, Contents>,
+    right: &BTreeMap<String, Contents>,
+    except: &[&str],
+) -> Differences {
     let names: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
     let mut differences = Vec::new();
     for name in names
@@ -145,7 +154,7 @@ pub fn rows_except(left: &Database, right: &Database, except: &[&str]) -> Result
             _ => {}
         }
     }
-    Ok(Differences(differences))
+    Differences(differences)
 }
 
 /// Compares the position of every sequence.

@@ -326,6 +326,9 @@ fn more_partitions_than_the_lock_table_has_places_keep_their_indexes() -> Result
     let cluster = Cluster::builder()
         .setting("node_b", "max_locks_per_transaction", "10")
         .setting("node_b", "max_connections", "30")
+        .setting("node_b", "max_worker_processes", "10")
+        .setting("node_b", "max_logical_replication_workers", "6")
+        .setting("node_b", "max_wal_senders", "4")
         .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     for database in [&source, &target] {
@@ -335,11 +338,11 @@ fn more_partitions_than_the_lock_table_has_places_keep_their_indexes() -> Result
              CREATE TABLE narrow_0 PARTITION OF narrow DEFAULT;
              SELECT format('CREATE TABLE wide_%s PARTITION OF wide FOR VALUES FROM (%s) TO (%s)',
                  part, part * 10, part * 10 + 10)
-             FROM generate_series(0, 1599) AS part \\gexec",
+             FROM generate_series(0, 799) AS part \\gexec",
         )?;
     }
     source.sql(
-        "INSERT INTO wide SELECT n, 'b' || n FROM generate_series(0, 15999) AS n;
+        "INSERT INTO wide SELECT n, 'b' || n FROM generate_series(0, 7999) AS n;
          INSERT INTO narrow SELECT n, repeat('b', 1000) FROM generate_series(0, 5999) AS n",
     )?;
     let before = all_of(&target)?;

@@ -6,6 +6,7 @@ use steep_protocol::message::handover::{
 };
 use steep_protocol::{ByteCount, Lsn, NodeId};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use crate::pg::{OwnSchema, PgError, Session};
 
@@ -33,6 +34,38 @@ pub(crate) async fn readable(session: &Session) -> Result<bool, PgError> {
         return Ok(false);
     }
     Ok(session.query_typed(READABLE, &[]).await?[0].get(0))
+}
+
+/// Whether another slot of the same publication is noted that has no position yet.
+pub(crate) async fn is_being_made(
+    session: &Session,
+    replication: &Replication,
+) -> Result<bool, PgError> {
+    if !readable(session).await? {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM steep_repl.init_slots \
+         WHERE job = $1 AND slot_name <> $2 AND lsn IS NULL)";
+    let job = replication.id.to_string();
+    let values: [&(dyn ToSql + Sync); 2] = [&job, &replication.slot.as_str()];
+    Ok(session.query_one(sql, &values).await?.try_get(0)?)
+}
+
+/// Whether a publication that is named after a snapshot belongs to that target's slot. Those that are named after a job
+/// are nobody else's.
+pub(crate) async fn is_used_by(
+    session: &Session,
+    replication: &Replication,
+    target: &NodeId,
+) -> Result<bool, PgError> {
+    if !replication.is_prepared() {
+        return Ok(true);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM steep_repl.init_slots \
+         WHERE slot_name = $1 AND job = $2 AND target_node = $3)";
+    let job = replication.id.to_string();
+    let values: [&(dyn ToSql + Sync); 3] = [&replication.slot.as_str(), &job, &target.as_str()];
+    Ok(session.query_one(sql, &values).await?.try_get(0)?)
 }
 
 pub(crate) fn time(row: &Row, at: usize) -> Result<Timestamp, PgError> {

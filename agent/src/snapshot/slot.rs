@@ -237,7 +237,7 @@ pub(crate) async fn drop_publication(
     Ok(session.batch_execute(&sql).await?)
 }
 
-/// Whether the publication belongs to other slots, too.
+/// Whether the publication belongs to other slots, too. One that is being made counts: its publication comes first.
 pub(super) async fn is_shared(
     session: &Session,
     replication: &Replication,
@@ -248,7 +248,8 @@ pub(super) async fn is_shared(
              AND slot_name <> $2 AND (slot_name = $1 OR starts_with(slot_name::text, $1 || '_')))";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
         [&name.as_str(), &replication.slot.as_str()];
-    Ok(session.query_one(sql, &values).await?.try_get(0)?)
+    let exists: bool = session.query_one(sql, &values).await?.try_get(0)?;
+    Ok(exists || slot_notes::is_being_made(session, replication).await?)
 }
 
 fn still_in_use(task: &Task, slot: &SlotName) -> Fault {

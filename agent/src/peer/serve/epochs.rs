@@ -6,12 +6,13 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::PeerReply;
 use steep_protocol::quic::{Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
+use steep_protocol::{Fault, FaultKind, JobId, Retry, SnapshotId};
 use tokio_util::sync::CancellationToken;
 
 use super::Server;
 use crate::chunk::Sent;
-use crate::pg::{PgError, Session};
+use crate::node::slot_notes;
+use crate::pg::PgError;
 use crate::replication::fence;
 use crate::snapshot::{SourceJob, epochs, slot};
 use crate::task::Task;
@@ -36,7 +37,7 @@ impl Server {
         let task = self.epoch(job, from, cancel)?;
         let from = task.replication.name();
         let session = task.connect("fold").await?;
-        if !is_used_by(&session, &task.replication, &entry.target)
+        if !slot_notes::is_used_by(&session, &task.replication, &entry.target)
             .await
             .map_err(fault)?
         {
@@ -81,7 +82,7 @@ impl Server {
     ) -> Result<PeerReply, Fault> {
         let task = self.epoch(job, epoch, cancel)?;
         let session = task.connect("fold").await?;
-        let used = is_used_by(&session, &task.replication, &entry.target).await;
+        let used = slot_notes::is_used_by(&session, &task.replication, &entry.target).await;
         session.close().await;
         // An earlier try may have dropped them.
         if used.map_err(|error| error.to_fault(&self.node))? {
@@ -111,22 +112,4 @@ impl Server {
         let text = format!("{} is no epoch of job {job}", epoch.slot);
         Fault::new(FaultKind::BadRequest, text).on(&self.node)
     }
-}
-
-/// Whether a publication that is named after a snapshot belongs to that target's slot. Those that are named after a job
-/// are nobody else's.
-async fn is_used_by(
-    session: &Session,
-    replication: &Replication,
-    target: &NodeId,
-) -> Result<bool, PgError> {
-    if !replication.is_prepared() {
-        return Ok(true);
-    }
-    let sql = "SELECT EXISTS (SELECT FROM steep_repl.init_slots
-        WHERE slot_name = $1 AND job = $2 AND target_node = $3)";
-    let job = replication.id.to_string();
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-        [&replication.slot.as_str(), &job, &target.as_str()];
-    Ok(session.query_one(sql, &values).await?.try_get(0)?)
 }

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::super::{Answer, Question, Ticket};
 use super::world::{World, prepared, replies};
 use super::*;
+use crate::job::preflight::tests::world::healthy_source;
 use crate::testing::{node, spec};
 
 fn stored_in(location: &str) -> SnapshotSpec {
@@ -58,7 +59,7 @@ fn begin_on(
 }
 
 fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
-    begin_on(world, spec, &SourceFacts::default()).unwrap()
+    begin_on(world, spec, &healthy_source()).unwrap()
 }
 
 #[test]
@@ -67,14 +68,13 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
     let mut world = World::open(directory.path(), &["a", "b"]);
     let mut spec = stored_in("/backup/a");
     spec.store.as_mut().unwrap().encrypt = Encrypt::ToAgentsKey;
-    let fault = begin_on(&mut world, spec.clone(), &SourceFacts::default()).unwrap_err();
+    let fault = begin_on(&mut world, spec.clone(), &healthy_source()).unwrap_err();
     assert_eq!(
         (fault.kind, fault.node),
         (FaultKind::KeyMissing, Some(node("a")))
     );
     assert!(fault.hint.contains("snapshot keygen"), "{}", fault.hint);
     assert_eq!(list(&mut world), []);
-
     let recipient: Recipient = format!("age1{}", "q".repeat(58)).parse().unwrap();
     let encrypts = Encryption::age(Recipients::try_from(vec![recipient.clone()]).unwrap());
     let facts = SourceFacts {
@@ -82,7 +82,7 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
             encrypts: encrypts.clone(),
             reads: vec![recipient],
         }),
-        ..SourceFacts::default()
+        ..healthy_source()
     };
     let id = begin_on(&mut world, spec, &facts).unwrap();
     world.run_on();

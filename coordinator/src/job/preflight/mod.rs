@@ -41,7 +41,7 @@ pub(super) mod text;
 mod unfollowed;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cmp::Reverse;
 

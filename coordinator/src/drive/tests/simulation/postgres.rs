@@ -160,7 +160,10 @@ impl Server {
     /// Whether the publication of that name belongs to other slots than this one.
     pub(super) fn is_shared(&self, publication: &str, own: &str) -> bool {
         let prefix = format!("{publication}_");
-        let mut names = self.slots.keys().filter(|name| *name != own);
+        // A template that is being made is noted, and has no slot yet.
+        let noted = self.notes.iter().filter(|(_, note)| note.lsn.is_none());
+        let all = self.slots.keys().chain(noted.map(|(name, _)| name));
+        let mut names = all.filter(|name| *name != own);
         names.any(|name| name == publication || name.starts_with(&prefix))
     }
 

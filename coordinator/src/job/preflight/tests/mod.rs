@@ -10,7 +10,7 @@ mod receiver;
 mod size;
 mod snapshot_key;
 mod unfollowed;
-mod world;
+pub(crate) mod world;
 
 use std::collections::BTreeSet;
 

@@ -104,8 +104,9 @@ pub(super) fn healthy_server(identity: Identity) -> ServerFacts {
     }
 }
 
-pub(super) fn healthy() -> World {
-    let source = SourceFacts {
+/// A source of which a preflight finds nothing.
+pub(crate) fn healthy_source() -> SourceFacts {
+    SourceFacts {
         server: healthy_server(identity(1)),
         tables: 12,
         total_bytes: ByteCount(50_000_000_000),
@@ -114,7 +115,11 @@ pub(super) fn healthy() -> World {
         replication_link: Some(Ok(())),
         pg_dump: Some(Ok(18)),
         ..SourceFacts::default()
-    };
+    }
+}
+
+pub(super) fn healthy() -> World {
+    let source = healthy_source();
     let target = TargetFacts {
         server: healthy_server(identity(2)),
         extensions_available: vec![AvailableExtension {
