@@ -85,14 +85,11 @@ impl Turn {
         }
     }
 
-    /// Ends the pause of work that failed because of that side.
-    pub(super) fn hurry(&mut self, side: Side) {
-        let now = self.now;
-        let node = side.node(&self.job.spec);
+    /// Ends all pauses: what has come back may be what any command failed for, such as the agent that rows come
+    /// from, whichever node its fault names.
+    pub(super) fn hurry(&mut self) {
         for retrying in &mut self.job.retrying {
-            if retrying.work.side() == side || retrying.fault.node.as_ref() == Some(node) {
-                retrying.hurry(now);
-            }
+            retrying.hurry(self.now);
         }
     }
 

@@ -31,7 +31,7 @@ impl Turn {
             }
         }
         self.send_again(side, step);
-        self.hurry(side);
+        self.hurry();
         if side == Side::Target && process == Process::Restarted && self.next_is_open(step) {
             // It waited for the old copy alone, which has died with its process.
             self.advance(step);

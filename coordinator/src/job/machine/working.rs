@@ -55,7 +55,7 @@ impl Turn {
             }
             JobEvent::Server { side, answers } => {
                 if self.saw_server(side, answers) == Return::Now {
-                    self.hurry(side);
+                    self.hurry();
                 }
             }
             // Until another one is open, agents report the one before, which the job has given up.

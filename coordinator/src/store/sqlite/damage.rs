@@ -6,6 +6,7 @@ use std::path::Path;
 use super::tests::event;
 use super::*;
 use crate::drive::Driver;
+use crate::job::COMMANDS_PER_JOB;
 use crate::job::health::Bounds;
 use crate::testing;
 
@@ -36,7 +37,7 @@ fn read(directory: &Path, name: &str) -> Vec<u8> {
 fn starts_with(file: &[u8], wal: &[u8]) -> Loaded {
     let directory = directory(file, wal);
     let mut store = SqliteStore::open(directory.path()).unwrap();
-    let loaded = store.load().unwrap();
+    let loaded = load(&mut store);
     store.apply(&[Write::NextCommand(1 << 50)]).unwrap();
     drop(store);
     let store = SqliteStore::open(directory.path()).unwrap();
@@ -44,11 +45,18 @@ fn starts_with(file: &[u8], wal: &[u8]) -> Loaded {
     loaded
 }
 
+/// What is stored, but for the time at which it was made.
+fn load(store: &mut SqliteStore) -> Loaded {
+    let mut loaded = store.load().unwrap();
+    loaded.next_command %= COMMANDS_PER_JOB;
+    loaded
+}
+
 /// A store that its coordinator has not closed: file, WAL, and the states that it has been in.
 fn killed() -> (Vec<u8>, Vec<u8>, Vec<Loaded>) {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
-    let mut states = vec![store.load().unwrap()];
+    let mut states = vec![load(&mut store)];
     for i in 1..=6 {
         let mut node = NodeRecord::new(testing::node("b"));
         node.error_message = Some("why ".repeat(400 * i as usize));
@@ -58,7 +66,7 @@ fn killed() -> (Vec<u8>, Vec<u8>, Vec<Loaded>) {
             Write::NextCommand(1 + i),
         ];
         store.apply(&writes).unwrap();
-        states.push(store.load().unwrap());
+        states.push(load(&mut store));
     }
     let path = directory.path();
     (read(path, FILE), read(path, WAL), states)

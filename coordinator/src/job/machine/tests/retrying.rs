@@ -159,3 +159,20 @@ fn a_command_is_not_retried_before_its_agent_is_back() {
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }
+
+#[test]
+fn a_command_that_another_side_may_have_failed_is_retried_as_soon_as_that_is_back() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::BuildIndexes);
+    for _ in 0..4 {
+        world.trip(Work::BuildIndexes);
+        world.tick(10);
+    }
+    world.trip(Work::BuildIndexes);
+    world.down(Side::Source);
+    world.tick(0);
+    assert_eq!(world.work_of(Side::Target), []);
+    world.up(Side::Source);
+    world.tick(0);
+    assert_eq!(world.work_of(Side::Target), [Work::BuildIndexes]);
+}
