@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use steep_protocol::message::agent::{AfterStop, AtStop, Command, Outcome};
+use steep_protocol::message::agent::{
+    AfterStop, AtStop, Command, Outcome, SourceCommand, TargetCommand,
+};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::sync::watch;
@@ -23,11 +26,15 @@ pub(super) struct Commands {
     running: JoinSet<Done>,
 }
 
+/// How long a cleanup waits for the commands of its job.
+const OTHERS_END_WITHIN: Duration = Duration::from_secs(10);
+
 type Done = (CommandId, JobId, Result<Outcome, Fault>);
 
 #[derive(Debug)]
 enum Entry {
     Running {
+        job: JobId,
         cancel: CancellationToken,
         at_stop: AtStop,
         wanted: Wanted,
@@ -149,9 +156,15 @@ impl Commands {
                 }
             }
         }
+        let others = match command {
+            Command::Target(TargetCommand::Cleanup { .. })
+            | Command::Source(SourceCommand::Cleanup { .. }) => self.end_others(of.0),
+            _ => Vec::new(),
+        };
         let cancel = CancellationToken::new();
         let (terms, newest) = watch::channel(CopyTerms::of(&command));
         let running = Entry::Running {
+            job: of.0,
             cancel: cancel.clone(),
             at_stop: policy.at_stop,
             wanted: Wanted::Outcome,
@@ -161,6 +174,13 @@ impl Commands {
         let agent = Arc::clone(&self.agent);
         self.running.spawn(async move {
             let job = of.0;
+            let over = async {
+                for other in others {
+                    other.closed().await;
+                }
+            };
+            // What does not end is in the cleanup's way, which then says so.
+            let _ = tokio::time::timeout(OTHERS_END_WITHIN, over).await;
             // A panic ends this job, at once and with a reason, and no other.
             let work = AssertUnwindSafe(agent.fulfil(of, command, newest, cancel));
             let outcome = work.catch_unwind().await;
@@ -168,6 +188,21 @@ impl Commands {
             (id, job, outcome)
         });
         None
+    }
+
+    /// Cancels what runs of a job that is removed: a coordinator that has lost its store does not know of it.
+    /// Returns whose receivers are gone when it has ended.
+    fn end_others(&self, removed: JobId) -> Vec<watch::Sender<CopyTerms>> {
+        let running = self.entries.values().filter_map(|entry| match entry {
+            Entry::Running {
+                job, cancel, terms, ..
+            } if *job == removed => {
+                cancel.cancel();
+                Some(terms.clone())
+            }
+            Entry::Running { .. } | Entry::Ended { .. } => None,
+        });
+        running.collect()
     }
 
     /// Keeps the outcome until it is acknowledged; returns the id where the coordinator is to hear of it.

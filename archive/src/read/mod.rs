@@ -217,8 +217,7 @@ impl Archive {
         let length = self.check_recorded_length(file).await?;
         let how = (self.keys(), Digesting::Yes);
         let mut reader = ContentReader::new(self.place(), file.name, length, how);
-        // Of a file that is too long, no more is held than of the right one; it is found wrong below.
-        let expected = usize::try_from(file.bytes.0.min(length)).unwrap_or(0);
+        let expected = usize::try_from(length).unwrap_or(0);
         let content = reader.take_all(expected).await?;
         self.check_digests(file, reader.digests())?;
         Ok(content)
@@ -231,7 +230,7 @@ impl Archive {
         self.check_digests(file, Some(digests))
     }
 
-    /// The file's length, if it is not shorter than it should be.
+    /// The file's length, if it is what it should be: a longer file is not read, or it would fill the memory.
     async fn check_recorded_length(&self, file: &Recorded) -> Result<u64, Error> {
         let problem = |kind| Err(Problem::new(file.name, kind).at(self.location()));
         let limit = stored_max(file.content_max, file.name.cipher());
@@ -244,6 +243,10 @@ impl Archive {
                 length,
                 expected: file.bytes.0,
             }),
+            Some(length) if length > file.bytes.0 => problem(ProblemKind::Damaged(format!(
+                "it has {length} bytes, and the manifest says {}",
+                file.bytes.0
+            ))),
             Some(length) => Ok(length),
         }
     }

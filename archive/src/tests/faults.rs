@@ -76,6 +76,15 @@ async fn each_wrong_file_is_named_with_what_is_wrong() {
             &["schema.sql is damaged"],
         ),
         (
+            // Sparse: reading it would fill the memory.
+            |at| {
+                let schema = fs::File::options().write(true).open(at.join("schema.sql"));
+                schema.unwrap().set_len(400 << 20).unwrap();
+            },
+            &["schema.sql is damaged: it has 419430400 bytes, and the manifest says "],
+            &["schema.sql is damaged: it has 419430400 bytes, and the manifest says "],
+        ),
+        (
             |at| truncate(&at.join("sequences.json"), 1),
             &["sequences.json is truncated"],
             &["sequences.json is truncated"],
