@@ -12,10 +12,12 @@ pub(super) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2
 pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
      WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'";
 
-/// Waits until the disk has all commits before it: of a transaction with an id, and so with a commit of its
-/// own.
+/// Waits until the disk has all commits before it. PostgreSQL waits for the disk only where a transaction has an
+/// id and has written WAL before its commit (`RecordTransactionCommit`), and the message is that.
 pub(crate) fn sync() -> String {
-    format!("BEGIN; SELECT pg_catalog.pg_current_xact_id(); {DURABLE}; COMMIT")
+    format!(
+        "BEGIN; SELECT pg_catalog.pg_logical_emit_message(true, 'steep_repl', ''); {DURABLE}; COMMIT"
+    )
 }
 
 /// Settings for a server of that version, as one simple query.
