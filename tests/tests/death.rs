@@ -13,9 +13,11 @@ const FAILURE_LIMIT: Duration = Duration::from_secs(15);
 /// The copy takes about twenty seconds at this rate, so that the kill falls into it.
 const RATE: &str = "1500kB";
 
-/// A cluster during the copy, with the job detached.
+/// A cluster during the copy, with the job detached. The target's disk soon has only what was waited for.
 fn copying() -> Result<Cluster> {
-    let cluster = Cluster::pair()?;
+    let cluster = Cluster::builder()
+        .setting("node_b", "wal_writer_delay", "10s")
+        .start()?;
     sample::create(&cluster.database("node_a"), 2)?;
     cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
     cluster.wait_copying("node_b")?;
