@@ -441,11 +441,14 @@ pub(crate) mod tests {
         #[test]
         fn any_bytes_are_a_manifest_or_an_error(bytes: Vec<u8>, at in 0usize..4_000, byte: u8) {
             prop_assert!(Manifest::decode(&bytes).is_err());
-            let mut good = sample().encode().unwrap();
+            let mut manifest = sample();
+            let mut good = manifest.encode().unwrap();
             let at = at % good.len();
             if good[at] != byte && !good[at].is_ascii_whitespace() && !byte.is_ascii_whitespace() {
                 good[at] = byte;
-                prop_assert!(Manifest::decode(&good).is_err());
+                // A time may end with `z` as well, and is the same.
+                let changed = Manifest::decode(&good);
+                prop_assert!(changed.is_err() || changed == Ok(manifest));
             }
         }
     }
