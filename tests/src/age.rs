@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::bucket::is_required;
+use crate::required::or_not_tested;
 use crate::{command, paths};
 
 /// An installed `age`.
@@ -23,14 +23,7 @@ impl Age {
     /// # Errors
     /// It cannot be installed on CI.
     pub fn installed() -> Result<Option<Self>> {
-        match Self::find() {
-            Ok(age) => Ok(Some(age)),
-            Err(error) if is_required() => Err(error),
-            Err(error) => {
-                eprintln!("NOT TESTED: there is no age on this machine: {error:#}");
-                Ok(None)
-            }
-        }
+        or_not_tested(Self::find(), "there is no age on this machine")
     }
 
     /// The directory of its programs.

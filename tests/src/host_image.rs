@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::bucket::is_required;
+use crate::required::or_not_tested;
 use crate::scratch::Scratch;
 use crate::{command, paths};
 
@@ -29,14 +29,8 @@ impl HostImage {
     /// # Errors
     /// It cannot be made on CI.
     pub fn available() -> Result<Option<Self>> {
-        match Self::installed() {
-            Ok(image) => Ok(Some(image)),
-            Err(error) if is_required() => Err(error),
-            Err(error) => {
-                eprintln!("NOT TESTED: hosts in containers need Docker and its image: {error:#}");
-                Ok(None)
-            }
-        }
+        let lacking = "hosts in containers need Docker and its image";
+        or_not_tested(Self::installed(), lacking)
     }
 
     /// Makes it unless Docker has it.

@@ -2,7 +2,7 @@
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
 //! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server, [`age`] a tool,
-//! [`host_image`] a machine in a container; [`sample`],
+//! [`host_image`] a machine in a container, and [`required`] says what happens without them; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
 //! behind; [`small_disk`] is one that gets full, [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
@@ -31,6 +31,7 @@ mod pip;
 pub mod ports;
 pub mod process;
 pub mod relay;
+pub mod required;
 pub mod residue;
 pub mod sample;
 pub mod schema;

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use steep_tests::bucket::{self, S3Server};
+use steep_tests::bucket::S3Server;
 use steep_tests::host_image::HostImage;
 use steep_tests::pg::Installation;
+use steep_tests::required::is_required;
 
 use crate::{cargo, units};
 
@@ -109,7 +110,7 @@ fn servers() -> Result<()> {
     }
     match S3Server::installed() {
         Ok(found) => println!("S3: moto {} in {}", found.version(), found.dir().display()),
-        Err(error) if bucket::is_required() => return Err(error),
+        Err(error) if is_required() => return Err(error),
         Err(error) => println!("S3, tests/tests/bucket.rs: NOT TESTED, {error:#}"),
     }
     Ok(())
@@ -120,7 +121,7 @@ fn hosts(image: JoinHandle<Result<HostImage>>) -> Result<()> {
     let image = image.join();
     match image.unwrap_or_else(|_| Err(anyhow::anyhow!("making the image panicked"))) {
         Ok(image) => println!("Docker: hosts are containers of {}", image.descriptor()),
-        Err(error) if bucket::is_required() => return Err(error),
+        Err(error) if is_required() => return Err(error),
         Err(error) => println!("Docker, tests/tests/hosts: NOT TESTED, {error:#}"),
     }
     Ok(())

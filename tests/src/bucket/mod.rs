@@ -18,6 +18,7 @@ pub use self::proxy::{Fault, Proxy, Rule, Seen};
 use crate::pg::Grouping;
 use crate::ports::Port;
 use crate::process::Process;
+use crate::required::or_not_tested;
 use crate::scratch::Scratch;
 use crate::wait;
 
@@ -52,14 +53,9 @@ impl Bucket {
     /// # Errors
     /// It does not start, or cannot be installed on CI.
     pub fn start() -> Result<Option<Self>> {
-        match S3Server::installed() {
-            Ok(server) => Self::of(&server).map(Some),
-            Err(error) if is_required() => Err(error),
-            Err(error) => {
-                eprintln!("NOT TESTED: there is no S3 server on this machine: {error:#}");
-                Ok(None)
-            }
-        }
+        let lacking = "there is no S3 server on this machine";
+        let server = or_not_tested(S3Server::installed(), lacking)?;
+        server.as_ref().map(Self::of).transpose()
     }
 
     fn of(server: &S3Server) -> Result<Self> {
@@ -186,12 +182,6 @@ impl Bucket {
         let request = Message::request("POST", "/moto-api/reset-auth", unchecked);
         ask(&self.port.address(), &request).map(drop)
     }
-}
-
-/// Whether tests fail that cannot have a server: on CI, nobody would notice that they did not run.
-#[must_use]
-pub fn is_required() -> bool {
-    std::env::var("CI").is_ok_and(|value| value == "true")
 }
 
 /// Sends a request that must succeed.
