@@ -35,7 +35,7 @@ const SAID_LIMIT: Duration = Duration::from_secs(15);
 /// Both end with the container; the arguments are the agent's. Processes of a host that starts again have the
 /// numbers of those before, so PostgreSQL would take another one for its own that still runs.
 const DATABASE_HOST: &str = r#"
-    rm -f data/postmaster.pid
+    rm -f data/postmaster.pid .s.PGSQL.*.lock
     postgres -D data -k "$PWD" >>server.log 2>&1 &
     steep-agent run "$@" >>"agent-$NODE.log" 2>&1 &
     wait
