@@ -133,8 +133,7 @@ fn three_of_a_source_and_two_targets_replicate_and_catch_up_after_the_source_was
             lasts(LONG);
             writes.wait_for(1, END_LIMIT)
         })?;
-        // A subscription that is cut off while it connects waits for TCP to give up, for minutes.
-        caught_up(&boxes, 2)?;
+        // The subscriptions may be connecting when they are cut off again.
         boxes.cut_off("node_a", Address::Other, || writes.wait_for(100, END_LIMIT))?;
         writes.wait_for(100, END_LIMIT)?;
         writes.stop()?;

@@ -101,6 +101,12 @@ pub(super) struct Keepalive {
     pub(super) count: u32,
 }
 
+/// A server that does not confirm what an apply worker has sent is given up after this time: the worker ignores
+/// `connect_timeout`, and keepalives do not count while data wait for a confirmation.
+const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+const USER_TIMEOUT: &str = "tcp_user_timeout";
+
 impl Conninfo {
     /// Reads a libpq keyword/value string or URI; the environment (`PGHOST`, …), the password file and
     /// libpq's defaults complete it. Errors never repeat values.
@@ -132,6 +138,10 @@ impl Conninfo {
     /// The connection in libpq's keyword/value form with its password, for `CREATE SUBSCRIPTION`.
     pub(crate) fn libpq(&self) -> Secret {
         let mut text = self.libpq_without_password();
+        if !self.passed_on.iter().any(|(key, _)| *key == USER_TIMEOUT) {
+            let limit = SUBSCRIPTION_TIMEOUT.as_millis();
+            text.push_str(&format!(" {USER_TIMEOUT}='{limit}'"));
+        }
         if let Some(password) = self.password() {
             text.push_str(&format!(" password={}", quote(password.expose())));
         }

@@ -92,6 +92,15 @@ fn a_password_shows_only_where_it_is_asked_for() {
 }
 
 #[test]
+fn an_apply_worker_gives_a_silent_server_up_after_half_a_minute_or_the_operators_time() {
+    let written = |text: &str| resolved(text, &[]).libpq().expose().to_owned();
+    assert!(written("host=h").contains(" tcp_user_timeout='30000'"));
+    let own = written("host=h tcp_user_timeout=5000");
+    assert!(own.contains(" tcp_user_timeout='5000'"), "{own}");
+    assert_eq!(own.matches("tcp_user_timeout").count(), 1, "{own}");
+}
+
+#[test]
 fn each_host_has_its_own_line_in_the_password_file() {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
