@@ -188,6 +188,9 @@ pub struct Attempt {
     /// Whether all parts of its snapshot are stored.
     #[serde(default)]
     pub sealed: bool,
+    /// Whether the target may have let go of its rows: once the copy is proved, it is told to forget which are the job's.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// Whether a job's node has entered COPYING. A job that starts over does not enter it again.

@@ -6,6 +6,7 @@
 //! cannot be cleaned up: the slot fills the source's disk (G5).
 
 use steep_protocol::message::agent::Outcome;
+use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
@@ -210,10 +211,7 @@ impl Turn {
 
     /// Issues the cleanup commands that are possible now, and updates the job's stage.
     pub(super) fn clean_up(&mut self, mut ending: Ending) {
-        let data = match &ending.why {
-            Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
-            Why::Cancelled(data) => *data,
-        };
+        let data = self.rows_of(&ending.why);
         for side in Side::BOTH {
             if !self.online(side) {
                 self.skip_offline(side);
@@ -295,8 +293,37 @@ impl Turn {
         }
     }
 
+    /// What happens to the copied rows. Those of a proved copy stay: the target may have forgotten which they are.
+    fn rows_of(&self, why: &Why) -> CancelledData {
+        match why {
+            _ if self.job.attempt.released => CancelledData::Keep,
+            Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
+            Why::Cancelled(data) => *data,
+        }
+    }
+
+    /// Says that the rows of a job that has not succeeded stay.
+    fn say_complete(&mut self) {
+        let target = self.job.spec.target.clone();
+        self.warn(vec![Finding {
+            severity: Severity::Warning,
+            code: "copy_complete".to_owned(),
+            what: format!(
+                "the copy on {target} was complete when its job ended: its tables and rows stay"
+            ),
+            why: "once a copy is proved, the target forgets which rows are the job's".to_owned(),
+            fix: "drop or truncate the tables if they are not wanted".to_owned(),
+            node: Some(target),
+        }]);
+    }
+
     fn all_clean(&mut self, ending: Ending) {
         self.stop_phase();
+        let rows = self.rows_of(&ending.why);
+        let had_succeeded = ending.slot == SlotFate::Removed;
+        if self.job.attempt.released && !had_succeeded {
+            self.say_complete();
+        }
         match ending.why {
             Why::Failed(fault) => {
                 if ending.shown == Shown::NotYet {
@@ -307,10 +334,9 @@ impl Turn {
                 self.close(Closed::Failed(fault));
             }
             Why::Again(_) => self.begin_again(),
-            Why::Cancelled(data) => {
+            Why::Cancelled(_) => {
                 self.effects.push(Effect::Node(NodeEvent::Cancelled));
-                let cancelled = Finish::Cancelled(data);
-                self.effects.push(Effect::Finished(cancelled));
+                self.effects.push(Effect::Finished(Finish::Cancelled(rows)));
                 self.close(Closed::Cancelled);
             }
         }

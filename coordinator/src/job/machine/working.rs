@@ -88,6 +88,7 @@ impl Turn {
         if step == Step::Fold && self.job.earlier.is_empty() {
             return self.leave(step);
         }
+        self.job.attempt.released |= step == Step::Release;
         let carried = self.job.carried();
         for work in step.begins(self.job.spec.method) {
             // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.

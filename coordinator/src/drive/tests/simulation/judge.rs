@@ -237,11 +237,7 @@ fn rows(cluster: &mut Cluster, n: usize, name: &str) -> Result<(), String> {
     let record = driver.nodes[&node(name)].clone();
     let kept = cluster.jobs().into_values();
     let kept = kept.filter(|job| job.spec.target == record.id).count() > 0;
-    // A cleanup after the target has forgotten the job finds no note of what it made, and leaves the rows.
-    let forgotten = record
-        .job
-        .is_some_and(|job| cluster.released.contains(&job));
-    let kept = kept || forgotten;
+    let kept = kept || cluster.keeps_rows.contains(&n);
     let there: BTreeMap<u64, u32> = cluster.nodes[n].server.rows.values().flatten().fold(
         BTreeMap::new(),
         |mut all, (row, times)| {

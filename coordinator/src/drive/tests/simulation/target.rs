@@ -88,7 +88,6 @@ impl Cluster {
             TargetCommand::Release => {
                 self.nodes[n].agent.reports.remove(&job);
                 self.forget_ledger(n, job);
-                self.released.insert(job);
                 Ok(Done(Outcome::Done))
             }
             TargetCommand::Cleanup { data, earlier } => self.clean_target(n, run, *data, earlier),
@@ -434,6 +433,10 @@ impl Cluster {
             self.nodes[n].agent.reports.remove(&job);
             return Ok(After(200));
         }
+        if data == CancelledData::Keep {
+            self.keeps_rows.insert(n);
+        }
+        let server = &mut self.nodes[n].server;
         if data == CancelledData::Remove
             && let Some(record) = server.records.get(&job)
             && record.owns_rows

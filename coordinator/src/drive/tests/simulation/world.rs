@@ -65,8 +65,8 @@ pub(super) struct Cluster {
     patience: Patience,
     /// The jobs of a coordinator that died between two turns.
     at_death: Option<BTreeMap<JobId, Job>>,
-    /// Jobs whose target has been told to forget them.
-    pub(super) released: BTreeSet<JobId>,
+    /// Nodes with rows of a copy that was complete when its job ended: they stay.
+    pub(super) keeps_rows: BTreeSet<usize>,
     /// How the next one differs from it.
     pub(super) misrestored: Option<String>,
     pub(super) trace: Trace,
@@ -104,7 +104,7 @@ impl Cluster {
             sessions: 0,
             patience,
             at_death: None,
-            released: BTreeSet::new(),
+            keeps_rows: BTreeSet::new(),
             misrestored: None,
             trace: Trace::Silent,
         };

@@ -26,7 +26,7 @@ fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
         world.run_on();
         assert_eq!(
             world.finishes,
-            [Finish::Cancelled(CancelledData::Remove)],
+            [Finish::Cancelled(rows_after_cancel(*work))],
             "{work:?}"
         );
         assert_eq!(world.node, NodeState::Uninitialized);
@@ -57,12 +57,13 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
         world.run_on();
         assert_eq!(
             world.finishes,
-            [Finish::Cancelled(CancelledData::Remove)],
+            [Finish::Cancelled(rows_after_cancel(work))],
             "cancelled at {work:?}"
         );
         assert_eq!(world.node, NodeState::Uninitialized);
         let touched = |w: Work| world.ids.iter().find(|(_, x)| **x == w).map(|(id, _)| *id);
-        let (target, source) = (touched(CLEANUP_TARGET), touched(Work::CleanupSource));
+        let cleanup_target = Work::CleanupTarget(rows_after_cancel(work));
+        let (target, source) = (touched(cleanup_target), touched(Work::CleanupSource));
         assert!(source.is_some(), "the grant at least is taken back");
         if touched(Work::PrepareTarget).is_some() {
             assert!(target < source, "the source was cleaned before the target");

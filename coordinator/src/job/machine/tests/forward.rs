@@ -85,7 +85,7 @@ fn a_job_that_loads_a_snapshot_leaves_nothing_on_a_source_that_is_away() {
         // The source's server has nothing of it.
         assert_eq!(
             world.finishes,
-            [Finish::Cancelled(CancelledData::Remove)],
+            [Finish::Cancelled(rows_after_cancel(work))],
             "{work:?}"
         );
         assert_eq!(world.node, NodeState::Uninitialized);
