@@ -1,9 +1,12 @@
 //! Finds a `pg_dump`: there may be several on a machine.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 /// Where installations put their programs; `*` stands for a directory name.
 const PLACES: [&str; 5] = [
@@ -13,6 +16,9 @@ const PLACES: [&str; 5] = [
     "/opt/homebrew/opt/postgresql@*/bin",
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 ];
+
+/// How long a look at the machine counts: one that was installed meanwhile is found after this time.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
@@ -47,12 +53,28 @@ async fn named() -> Option<Program> {
     inspect(&Path::new(&dir).join("pg_dump")).await
 }
 
+/// Those on this machine. A job asks several times, and each look starts them all, so one is remembered for a while.
 async fn survey() -> Vec<Program> {
+    static LAST: Mutex<Option<(Instant, Vec<Program>)>> = Mutex::const_new(None);
+    let mut last = LAST.lock().await;
+    if let Some((_, seen)) = last.as_ref().filter(|(at, _)| at.elapsed() < REMEMBERED) {
+        return seen.clone();
+    }
+    let seen = look().await;
+    *last = Some((Instant::now(), seen.clone()));
+    seen
+}
+
+async fn look() -> Vec<Program> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(PLACES.iter().flat_map(|place| expand(place)));
     let mut seen: Vec<Program> = named().await.into_iter().collect();
-    for dir in dirs {
-        seen.extend(inspect(&dir.join("pg_dump")).await);
+    let mut looked = HashSet::new();
+    for dir in dirs.filter_map(|dir| dir.canonicalize().ok()) {
+        // One directory may have several names, such as /bin.
+        if looked.insert(dir.clone()) {
+            seen.extend(inspect(&dir.join("pg_dump")).await);
+        }
     }
     seen
 }

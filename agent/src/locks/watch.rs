@@ -7,6 +7,7 @@ use steep_protocol::NodeId;
 use steep_protocol::message::agent::{LockConflict, LockRole};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -121,7 +122,9 @@ impl LockWatch {
         let awaited = self.registry.awaited();
         let oids: Vec<u32> = awaited.iter().map(|(_, oid, _)| *oid).collect();
         let mut rows = Vec::new();
-        for row in session.query(CONFLICTS, &[&prefix, &oids]).await? {
+        let of: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&prefix, Type::TEXT), (&oids, Type::OID_ARRAY)];
+        for row in session.query_typed(CONFLICTS, &of).await? {
             let role: &str = row.try_get(0)?;
             let (ours, job) = purpose(row.try_get(6)?, &prefix);
             let queued: i64 = row.try_get(9)?;

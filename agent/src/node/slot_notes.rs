@@ -6,7 +6,7 @@ use steep_protocol::message::handover::{
 };
 use steep_protocol::{ByteCount, Lsn, NodeId};
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 
 use crate::pg::{OwnSchema, PgError, Session};
 
@@ -105,7 +105,9 @@ pub(crate) async fn prepared_slots(
              AND (i.lsn IS NOT NULL OR i.expires_at <= now()) \
          ORDER BY i.slot_name LIMIT {PREPARED_MAX}"
     );
-    let rows = session.query(&sql, &[&node.as_str()]).await?;
+    let rows = session
+        .query_typed(&sql, &[(&node.as_str(), Type::TEXT)])
+        .await?;
     let mut slots = Vec::with_capacity(rows.len());
     for row in &rows {
         slots.extend(prepared_slot(row)?);

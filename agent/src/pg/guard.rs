@@ -6,7 +6,7 @@
 //! nothing in the schema. Its result stays true, as only those owners and superusers can change what was
 //! checked.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::PgError;
 
@@ -58,8 +58,12 @@ const TEXT_MAX: usize = 200;
 
 /// Checks the schema, before anything in it is used.
 pub(super) async fn look(client: &Client) -> Result<OwnSchema, PgError> {
-    let row = client.query_typed(LOOK, &[]).await?;
-    let row = row.first().ok_or_else(unexpected)?;
+    read(&client.query_typed(LOOK, &[]).await?)
+}
+
+/// As [`judge`], of the rows.
+pub(super) fn read(rows: &[Row]) -> Result<OwnSchema, PgError> {
+    let row = rows.first().ok_or_else(unexpected)?;
     judge([row.try_get(0)?, row.try_get(1)?, row.try_get(2)?])
 }
 

@@ -20,6 +20,7 @@ mod fault;
 mod guard;
 mod literal;
 mod patient;
+mod repeated;
 mod session;
 mod settings;
 mod tls;

@@ -6,12 +6,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, Connection, NoTls};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Connection, NoTls, Row};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::conninfo::Conninfo;
 use super::dial::{self, Route, Stream};
+use super::repeated::Repeated;
 use super::settings::UserViews;
 use super::transport::Reads;
 use super::{OwnSchema, PgError, guard, settings};
@@ -33,6 +35,7 @@ pub(crate) struct Session {
     encoding: String,
     here: Conninfo,
     route: Route,
+    repeated: Repeated,
     tasks: JoinSet<()>,
 }
 
@@ -110,13 +113,31 @@ impl Session {
             encoding,
             here,
             route,
+            repeated: Repeated::default(),
             tasks,
         })
     }
 
+    /// As [`Client::query_typed`]; what is asked again is planned once.
+    pub(crate) async fn query_typed(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let types: Vec<Type> = parameters.iter().map(|(_, of)| of.clone()).collect();
+        match self.repeated.prepared(&self.client, sql, &types).await? {
+            Some(statement) => {
+                let values: Vec<_> = parameters.iter().map(|(value, _)| *value).collect();
+                self.client.query(&statement, &values).await
+            }
+            None => self.client.query_typed(sql, parameters).await,
+        }
+    }
+
     /// Checks the schema `steep_repl` again, as sessions that live long do before they use it.
     pub(crate) async fn own_schema(&self) -> Result<OwnSchema, PgError> {
-        guard::look(&self.client).await
+        let rows = self.query_typed(guard::LOOK, &[]).await?;
+        guard::read(&rows)
     }
 
     /// Allows reading user views and foreign tables, which functions in constraints and materialised views

@@ -8,6 +8,7 @@ use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -147,10 +148,11 @@ pub(crate) async fn slot_statuses(
          WHERE slot_type = 'logical' AND database = current_database() \
              AND (starts_with(slot_name::text, $1) OR slot_name::text = ANY ($2))";
     let mut statuses = Vec::new();
-    for row in session
-        .query(sql, &[&ReplicationNames::PREFIX, &names])
-        .await?
-    {
+    let of: [(&(dyn ToSql + Sync), Type); 2] = [
+        (&ReplicationNames::PREFIX, Type::TEXT),
+        (&names, Type::TEXT_ARRAY),
+    ];
+    for row in session.query_typed(sql, &of).await? {
         let slot: String = row.try_get(0)?;
         let prepared = taken.iter().find(|p| p.replication.slot.as_str() == slot);
         // Other slots may share our prefix; their names are not jobs.
