@@ -31,18 +31,25 @@ impl PhaseClock {
     /// The sums for the final report.
     #[must_use]
     pub fn seconds(&self) -> PhaseSeconds {
-        let mut sums = PhaseSeconds::default();
-        for (phase, millis) in &self.spent {
-            // Milliseconds of any job are far below 2^52, where f64 is exact.
-            let seconds = *millis as f64 / 1e3;
-            match phase {
-                Phase::Preflight | Phase::Snapshot | Phase::Schema => sums.preparing += seconds,
-                Phase::Copy => sums.copying += seconds,
-                Phase::Indexes | Phase::Constraints => sums.indexing += seconds,
-                Phase::Subscribe | Phase::CatchUp | Phase::Prove => sums.catching_up += seconds,
-                Phase::Cleanup => {}
-            }
+        let of = |phases: &[Phase]| {
+            let spent = self
+                .spent
+                .iter()
+                .filter(|(phase, _)| phases.contains(phase));
+            seconds(spent.map(|(_, millis)| millis).sum())
+        };
+        PhaseSeconds {
+            preparing: of(&[Phase::Preflight, Phase::Snapshot, Phase::Schema]),
+            copying: of(&[Phase::Copy]),
+            indexing: of(&[Phase::Indexes, Phase::Constraints]),
+            catching_up: of(&[Phase::Subscribe, Phase::CatchUp, Phase::Prove]),
         }
-        sums
     }
+}
+
+/// Milliseconds in seconds. Sums are made of whole milliseconds: those of fractions show it in their last digits.
+#[must_use]
+pub(super) fn seconds(millis: u64) -> f64 {
+    // Those of any job are far below 2^52, where f64 is exact.
+    millis as f64 / 1e3
 }

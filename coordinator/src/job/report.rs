@@ -4,6 +4,7 @@ use steep_protocol::limits::{LISTED_MAX, SLOWEST_TABLES};
 use steep_protocol::message::api::{PhaseTime, Report, TableTime};
 use steep_protocol::message::facts::Finding;
 
+use super::clock::seconds;
 use super::{Job, PhaseClock};
 
 /// Codes of findings about objects that are not copied.
@@ -31,19 +32,12 @@ impl Slowest {
 /// Finished phases in the order they ran; consecutive runs of one phase are merged.
 #[must_use]
 pub fn phase_times(clock: &PhaseClock) -> Vec<PhaseTime> {
-    let mut times: Vec<PhaseTime> = Vec::with_capacity(clock.spent.len());
-    for (phase, millis) in &clock.spent {
-        // Milliseconds of any job are far below 2^52, where f64 is exact.
-        let seconds = *millis as f64 / 1e3;
-        match times.last_mut().filter(|last| last.phase == *phase) {
-            Some(last) => last.seconds += seconds,
-            None => times.push(PhaseTime {
-                phase: *phase,
-                seconds,
-            }),
-        }
-    }
-    times
+    let runs = clock.spent.chunk_by(|one, next| one.0 == next.0);
+    runs.map(|run| PhaseTime {
+        phase: run[0].0,
+        seconds: seconds(run.iter().map(|(_, millis)| millis).sum()),
+    })
+    .collect()
 }
 
 /// The report on a job, as far as it is known now.

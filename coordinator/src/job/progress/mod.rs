@@ -19,6 +19,7 @@ use rate::Rate;
 use stall::{Sign, Stall};
 use tables::{leading_table, table_views};
 
+use super::clock::seconds;
 use super::copy_progress::CopyProgress;
 use super::{Closed, Job, Stage, Why};
 
@@ -395,20 +396,25 @@ struct Counting {
 
 /// The duration of each phase, the current one last.
 fn phase_times(job: &Job, now: Timestamp) -> Vec<PhaseTime> {
-    let mut times: Vec<PhaseTime> = Vec::new();
+    let mut times: Vec<(Phase, u64)> = Vec::new();
     let current = job.clock.current.map(|(phase, began)| {
         let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
         (phase, millis.unsigned_abs())
     });
     // A resumed job can have been in a phase twice.
     for (phase, millis) in job.clock.spent.iter().copied().chain(current) {
-        let seconds = millis as f64 / 1e3;
-        match times.iter_mut().find(|t| t.phase == phase) {
-            Some(time) => time.seconds += seconds,
-            None => times.push(PhaseTime { phase, seconds }),
+        match times.iter_mut().find(|(of, _)| *of == phase) {
+            Some((_, sum)) => *sum += millis,
+            None => times.push((phase, millis)),
         }
     }
+    let times = times.into_iter();
     times
+        .map(|(phase, millis)| PhaseTime {
+            phase,
+            seconds: seconds(millis),
+        })
+        .collect()
 }
 
 /// The current phase, while the job is in one.
