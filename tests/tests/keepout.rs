@@ -375,7 +375,12 @@ fn an_owner_who_rewrites_rows_or_attaches_others_while_they_are_loaded_is_notice
         .iter()
         .filter_map(|e| e["command"].as_str())
         .collect();
-    let indexes = "build_indexes";
-    assert_eq!(failed, [indexes, indexes, indexes, "subscribe"]);
+    // On a busy machine the copy may be over before the statement.
+    let looks = ["build_indexes", "subscribe"];
+    assert!(
+        failed.iter().all(|command| looks.contains(command)),
+        "{failed:?}"
+    );
+    assert_eq!((failed.len(), failed.last()), (4, Some(&"subscribe")));
     Ok(())
 }
