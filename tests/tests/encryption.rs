@@ -82,7 +82,7 @@ fn secrets(files: &[&Path]) -> Result<Vec<String>> {
 /// No file of the cluster but the keys' own has a secret key in it: no log, no database, no snapshot.
 fn no_secret_is_anywhere(cluster: &Cluster, keys: &[&Path]) -> Result<()> {
     let secrets = secrets(keys)?;
-    let secrets: Vec<Finder> = secrets.iter().map(Finder::new).collect();
+    let secrets: Vec<Finder<'_>> = secrets.iter().map(Finder::new).collect();
     let mut looked_at = 0;
     let mut left = vec![cluster.dir().to_path_buf()];
     while let Some(dir) = left.pop() {
