@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use rustix::fs::statvfs;
 
 use crate::command;
 use crate::pg::account::Account;
@@ -33,6 +34,20 @@ impl SmallDisk {
         let mounted = Self(at.to_path_buf());
         account.create_dir(&at.join("space"))?;
         Ok(Some(mounted))
+    }
+
+    /// From now on, it takes `more` new files and directories and no other.
+    ///
+    /// # Errors
+    /// The file system refuses it.
+    pub fn leave_inodes(&self, more: u64) -> Result<()> {
+        let stat = statvfs(&self.0)?;
+        let used = stat.f_files - stat.f_ffree;
+        let mut remount = Command::new("mount");
+        remount
+            .args(["-o", &format!("remount,nr_inodes={}", used + more)])
+            .arg(&self.0);
+        command::output(&mut remount).map(drop)
     }
 }
 

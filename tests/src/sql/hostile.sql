@@ -63,7 +63,7 @@ INSERT INTO large VALUES
     (2, NULL, repeat(E'wörd\t\\', :bytes / 7)),
     (3, '', '');
 CREATE TABLE wide_rows AS
-    SELECT n AS id, repeat(md5(n::text), 40000) AS body FROM generate_series(1, 40) AS n;
+    SELECT n AS id, repeat(md5(n::text), 40000) AS body FROM generate_series(1, 10) AS n;
 ALTER TABLE wide_rows ADD PRIMARY KEY (id);
 
 -- Columns that are not simply stored ---------------------------------------------------------
