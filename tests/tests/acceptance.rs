@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
-use steep_tests::pg::Grouping;
+use steep_tests::pg::{Database, Grouping};
 use steep_tests::{compare, residue, sample};
 
 #[test]
@@ -37,10 +37,30 @@ fn a_node_initialised_under_write_load_holds_exactly_the_sources_rows() -> Resul
 }
 
 #[test]
-fn every_state_on_the_way_is_recorded_in_order() -> Result<()> {
-    let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 1)?;
+fn a_synchronized_node_has_recorded_its_states_has_a_slot_and_no_ledger_and_needs_nothing_of_ours()
+-> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 1)?;
     cluster.init(&[])?.expect(0)?;
+    compare::sequences(&source, &target)?.none()?;
+    every_state_is_recorded_in_order(&cluster)?;
+    has_a_slot_a_subscription_and_no_ledger(&source, &target)?;
+
+    cluster.kill_coordinator()?;
+    cluster.kill_agent("node_a")?;
+    cluster.kill_agent("node_b")?;
+    source.sql(
+        "UPDATE pgbench_accounts SET abalance = aid WHERE aid < 1000;
+         DELETE FROM shop.order_item WHERE order_id < 50;
+         INSERT INTO shop.event (at, kind) SELECT now(), 'after' FROM generate_series(1, 100);
+         TRUNCATE pgbench_history",
+    )?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
+}
+
+fn every_state_is_recorded_in_order(cluster: &Cluster) -> Result<()> {
     let events = cluster
         .cli(&["events", "node_b", "--json"])?
         .expect(0)?
@@ -71,40 +91,13 @@ fn every_state_on_the_way_is_recorded_in_order() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn replication_needs_nothing_of_ours_once_a_node_is_synchronized() -> Result<()> {
-    let mut cluster = Cluster::pair()?;
-    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    sample::create(&source, 1)?;
-    cluster.init(&[])?.expect(0)?;
-    cluster.kill_coordinator()?;
-    cluster.kill_agent("node_a")?;
-    cluster.kill_agent("node_b")?;
-
-    source.sql(
-        "UPDATE pgbench_accounts SET abalance = aid WHERE aid < 1000;
-         DELETE FROM shop.order_item WHERE order_id < 50;
-         INSERT INTO shop.event (at, kind) SELECT now(), 'after' FROM generate_series(1, 100);
-         TRUNCATE pgbench_history",
-    )?;
-    cluster.wait_drained("node_a")?;
-    compare::rows(&source, &target)?.none()?;
-    Ok(())
-}
-
-#[test]
-fn a_synchronized_node_has_a_slot_and_a_subscription_and_no_ledger() -> Result<()> {
-    let cluster = Cluster::pair()?;
-    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    sample::create(&source, 1)?;
-    cluster.init(&[])?.expect(0)?;
-    compare::sequences(&source, &target)?.none()?;
+fn has_a_slot_a_subscription_and_no_ledger(source: &Database, target: &Database) -> Result<()> {
     assert_eq!(
         source.sql("SELECT slot_type, plugin, temporary FROM pg_replication_slots")?,
         "logical|pgoutput|f"
     );
     assert_eq!(target.sql("SELECT subenabled FROM pg_subscription")?, "t");
-    let left = residue::of_jobs(&target)?;
+    let left = residue::of_jobs(target)?;
     assert!(!left.0.iter().any(|line| line.contains("ledger")), "{left}");
     assert_eq!(
         target.sql("SELECT state FROM steep_repl.nodes WHERE node_id = 'node_b'")?,
