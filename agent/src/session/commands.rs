@@ -180,7 +180,8 @@ impl Commands {
                 }
             };
             // What does not end is in the cleanup's way, which then says so.
-            let _ = tokio::time::timeout(OTHERS_END_WITHIN, over).await;
+            let waiting = tokio::time::timeout(OTHERS_END_WITHIN, over);
+            let _ = cancel.run_until_cancelled(waiting).await;
             // A panic ends this job, at once and with a reason, and no other.
             let work = AssertUnwindSafe(agent.fulfil(of, command, newest, cancel));
             let outcome = work.catch_unwind().await;
