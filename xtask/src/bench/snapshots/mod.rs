@@ -77,6 +77,9 @@ fn run_way(cluster: &mut Cluster, way: Way, target: &str) -> Result<Measured> {
     for node in ends {
         cluster.database(node).sql("CHECKPOINT")?;
     }
+    if let Way::Encrypted(_) = way {
+        give_keys(cluster, &ends)?;
+    }
     if way.is_ours() {
         start_ours(cluster, &ends)?;
     }
@@ -87,6 +90,21 @@ fn run_way(cluster: &mut Cluster, way: Way, target: &str) -> Result<Measured> {
     discard(cluster, target)?;
     cleanup_source(cluster)?;
     Ok(measured)
+}
+
+/// Makes a key for the nodes' agents, which are not running.
+fn give_keys(cluster: &mut Cluster, nodes: &[&str]) -> Result<()> {
+    let key = cluster.dir().join("snapshot.key");
+    let key = key.to_str().context("a path in UTF-8")?;
+    if !std::path::Path::new(key).exists() {
+        let keygen = ["snapshot", "keygen", "--output", key];
+        cluster.cli(&keygen)?.expect(0)?;
+    }
+    for node in nodes {
+        let variable = "STEEP_AGENT_SNAPSHOT_KEY";
+        cluster.node_mut(node).set_agent_variable(variable, key);
+    }
+    Ok(())
 }
 
 /// Ends a server that is not needed any more, and frees its space: ten copies of a large database with

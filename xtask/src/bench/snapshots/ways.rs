@@ -19,6 +19,8 @@ pub(super) const WORKERS: &str = "4";
 pub(super) enum Way {
     /// `snapshot generate`, then `snapshot apply`.
     Stored(Codec),
+    /// The same with `--encrypt`.
+    Encrypted(Codec),
     /// `pg_dump -Fd -j`, then `pg_restore -j`, then a subscription on the slot that was made before.
     Dumped(Codec),
     /// `init`, which stores nothing.
@@ -88,6 +90,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stored(codec) => write!(f, "snapshot generate, apply: {}", codec.ours()),
+            Self::Encrypted(codec) => write!(f, "the same, --encrypt: {}", codec.ours()),
             Self::Dumped(codec) => write!(f, "pg_dump, pg_restore: {}", codec.ours()),
             Self::Live => f.write_str("init"),
             Self::TwoPhase => f.write_str("init --method two-phase"),
@@ -99,7 +102,13 @@ impl Way {
     /// Every way; those that are compared follow each other.
     pub(super) fn all() -> Vec<Self> {
         let pairs = Codec::ALL.map(|codec| [Self::Stored(codec), Self::Dumped(codec)]);
-        [pairs.concat(), vec![Self::Live, Self::TwoPhase]].concat()
+        let encrypted = [Codec::Zstd, Codec::None].map(Self::Encrypted);
+        [
+            pairs.concat(),
+            encrypted.to_vec(),
+            vec![Self::Live, Self::TwoPhase],
+        ]
+        .concat()
     }
 
     pub(super) fn is_ours(self) -> bool {
@@ -124,7 +133,8 @@ impl Way {
     /// Makes `target`, whose database is empty, a replica of node_a.
     pub(super) fn run(self, cluster: &Cluster, target: &str) -> Result<Measured> {
         match self {
-            Self::Stored(codec) => stored(cluster, target, codec),
+            Self::Stored(codec) => stored(cluster, target, codec, &[]),
+            Self::Encrypted(codec) => stored(cluster, target, codec, &["--encrypt"]),
             Self::Dumped(codec) => dumped(cluster, target, codec),
             Self::Live => live(cluster, target, "snapshot"),
             Self::TwoPhase => live(cluster, target, "two-phase"),
@@ -147,13 +157,14 @@ fn initialise(cluster: &Cluster, command: &[&str], stored: Option<Stored>) -> Re
     })
 }
 
-fn stored(cluster: &Cluster, target: &str, codec: Codec) -> Result<Measured> {
+fn stored(cluster: &Cluster, target: &str, codec: Codec, further: &[&str]) -> Result<Measured> {
     let place = Place::new(cluster, "stored");
     let path = place.0.to_str().context("a path in UTF-8")?;
     let generate = [
         ["snapshot", "generate", "--source", "node_a", "--json"].as_slice(),
         &["--output", path, "--compress", codec.ours()],
         &["--parallel", WORKERS],
+        further,
     ];
     let begun = Instant::now();
     let output = cluster.cli_spawn(&generate.concat())?.finish(ways::LIMIT)?;
