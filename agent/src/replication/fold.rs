@@ -19,6 +19,7 @@ use super::subscription::{
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
 use crate::pg::literal;
+use crate::schema::missing;
 use crate::task::Task;
 
 /// How long an apply worker may take to end.
@@ -66,6 +67,7 @@ pub(crate) async fn fold(
         source.drop_epoch(&epoch.replication).await?;
         tracing::info!(job_id = %task.job, epoch = %from, "an earlier epoch is folded into the present one");
     }
+    missing::check_references_again(&conn, task.job).await?;
     conn.session.close().await;
     Ok(())
 }

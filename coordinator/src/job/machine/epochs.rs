@@ -100,6 +100,19 @@ impl Turn {
         });
     }
 
+    /// Whether tables were copied under several snapshots. Their rows fit together, as foreign keys and materialised
+    /// views need it, only once one subscription carries all of them and has passed a fence.
+    pub(super) fn has_epochs(&self) -> bool {
+        self.job.kept.tables > 0
+    }
+
+    /// The job's subscriptions have caught up. Where that is one again, what had to wait for it follows.
+    pub(super) fn fence_passed(&mut self, step: Step) {
+        if step == Step::Converge && self.has_epochs() && self.job.earlier.is_empty() {
+            self.issue(Work::Finish);
+        }
+    }
+
     /// The present epoch's replication carries all tables.
     pub(super) fn folded(&mut self) {
         self.job.earlier.clear();

@@ -54,6 +54,12 @@ fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
     let order = |work| world.sent.iter().position(|(_, sent)| *sent == work);
     assert!(order(Work::AwaitFence) < order(Work::Fold));
     assert!(order(Work::Fold) < order(Work::ProveTarget));
+    // Until then rows of two snapshots need not fit together.
+    let last_fence = world
+        .sent
+        .iter()
+        .rposition(|(_, work)| *work == Work::AwaitFence);
+    assert!(order(Work::Fold) < last_fence && last_fence < order(Work::Finish));
 }
 
 #[test]
