@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
-use steep_tests::pg::Grouping;
+use steep_tests::pg::{Database, Grouping};
 use steep_tests::session::Session;
 use steep_tests::{compare, residue, sample, wait};
 
@@ -16,14 +16,23 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Tables of the same size that are copied one after another, after the larger ones.
 const MORE: u32 = 4;
 
+/// Targets that share a snapshot.
+const BOTH: [&str; 2] = ["node_b", "node_c"];
+
 /// A cluster whose job has completed a table, and has others to copy. Rows change all the time.
 fn in_mid_copy(method: &str) -> Result<(Cluster, Load)> {
     begin(Cluster::pair()?, method)
 }
 
 fn begin(cluster: Cluster, method: &str) -> Result<(Cluster, Load)> {
-    let source = cluster.database("node_a");
-    sample::create(&source, 2)?;
+    fill(&cluster.database("node_a"))?;
+    let load = load(&cluster)?;
+    init(&cluster, &["node_b"], method)?;
+    Ok((cluster, load))
+}
+
+fn fill(source: &Database) -> Result<()> {
+    sample::create(source, 2)?;
     for n in 1..=MORE {
         source.sql(&format!(
             "CREATE TABLE more_{n} AS SELECT g AS id, repeat(md5(g::text), 4) AS body
@@ -38,21 +47,36 @@ fn begin(cluster: Cluster, method: &str) -> Result<(Cluster, Load)> {
          CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (100000) TO (200000);
          INSERT INTO parted SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 100100) AS g",
     )?;
-    let load = load(&cluster)?;
-    let slowly = [
-        "--detach",
-        "--parallel",
-        "1",
-        "--max-rate",
-        "5MB",
-        "--method",
+    Ok(())
+}
+
+/// Begins to copy slowly, and returns once each target has two complete tables.
+fn init(cluster: &Cluster, targets: &[&str], method: &str) -> Result<()> {
+    let slowly = ["--parallel", "1", "--max-rate", "5MB", "--method", method];
+    let begin = [
+        &["init"],
+        targets,
+        &["--from", "node_a", "--yes", "--detach"],
+        &slowly,
     ];
-    cluster
-        .init(&[&slowly[..], &[method]].concat())?
-        .expect(0)?;
-    wait::until_true("two tables to be complete", LIMIT, || {
-        Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(1))
-    })?;
+    cluster.cli(&begin.concat())?.expect(0)?;
+    for target in targets {
+        wait::until_true("two tables to be complete", LIMIT, || {
+            Ok(cluster.progress(target)?["tables_completed"].as_u64() > Some(1))
+        })?;
+    }
+    Ok(())
+}
+
+/// Two targets that share a snapshot. Each has complete tables, and others to copy.
+fn both_in_mid_copy() -> Result<(Cluster, Load)> {
+    let builder = Cluster::builder().nodes(3);
+    let cluster = builder
+        .setting("node_a", "max_replication_slots", "20")
+        .start()?;
+    fill(&cluster.database("node_a"))?;
+    let load = load(&cluster)?;
+    init(&cluster, &BOTH, "snapshot")?;
     Ok((cluster, load))
 }
 
@@ -65,7 +89,11 @@ fn load(cluster: &Cluster) -> Result<Load> {
 }
 
 fn events(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
-    let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
+    events_of(cluster, "node_b", name)
+}
+
+fn events_of(cluster: &Cluster, node: &str, name: &str) -> Result<Vec<Value>> {
+    let events = cluster.cli(&["events", node, "--json"])?.expect(0)?;
     let named = |event: &&Value| event["event"] == name;
     Ok(events.objects().iter().filter(named).cloned().collect())
 }
@@ -81,24 +109,31 @@ fn crash_the_source(cluster: &mut Cluster, times: usize) -> Result<()> {
 
 /// Synchronized, equal, and replicated like any other node.
 fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
-    // The rest need not be slow, if it is still being copied.
-    cluster.cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?;
-    let states = ["failed", "synchronized"];
-    let state = cluster.wait_state("node_b", &states, LIMIT)?;
-    let view = cluster.node_view("node_b")?;
-    assert_eq!(state, "synchronized", "{view:?}");
+    all_end_like_any_other(cluster, &["node_b"], load)
+}
+
+fn all_end_like_any_other(cluster: &Cluster, targets: &[&str], load: Load) -> Result<()> {
+    for target in targets {
+        // The rest need not be slow, if it is still being copied.
+        cluster.cli(&["init", "adjust", "--node", target, "--max-rate", "none"])?;
+    }
+    for target in targets {
+        let states = ["failed", "synchronized"];
+        let state = cluster.wait_state(target, &states, LIMIT)?;
+        let view = cluster.node_view(target)?;
+        assert_eq!(state, "synchronized", "{view:?}");
+    }
     load.stop()?;
-    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let source = cluster.database("node_a");
     source.sql(
         "UPDATE more_1 SET body = 'late'; DELETE FROM more_2 WHERE id < 100;
          UPDATE parted SET body = 'late' WHERE id > 99900",
     )?;
     cluster.wait_drained("node_a")?;
-    compare::rows(&source, &target)?.none()?;
-    compare::schema(&source, &target)?.none()?;
     let roots = "c.relkind = 'p' AND NOT c.relispartition";
+    let each = targets.len();
     let published = format!(
-        "SELECT count(*) = (SELECT count(*) FROM pg_class c WHERE {roots})
+        "SELECT count(*) = {each} * (SELECT count(*) FROM pg_class c WHERE {roots})
              FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid WHERE {roots}"
     );
     assert_eq!(
@@ -106,17 +141,46 @@ fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
         "t",
         "later partitions belong to it"
     );
-    let left = |database: &steep_tests::pg::Database, sql: &str| database.value::<u32>(sql);
-    assert_eq!(
-        left(&source, "SELECT count(*) FROM pg_replication_slots")?,
-        1
-    );
-    assert_eq!(left(&source, "SELECT count(*) FROM pg_publication")?, 1);
-    assert_eq!(left(&target, "SELECT count(*) FROM pg_subscription")?, 1);
-    assert_eq!(
-        left(&target, "SELECT count(*) FROM pg_replication_origin")?,
-        1
-    );
+    for what in ["pg_replication_slots", "pg_publication"] {
+        let left = source.value::<usize>(&format!("SELECT count(*) FROM {what}"))?;
+        assert_eq!(left, each, "{what}");
+    }
+    for target in targets {
+        let target = cluster.database(target);
+        compare::rows(&source, &target)?.none()?;
+        compare::schema(&source, &target)?.none()?;
+        for what in ["pg_subscription", "pg_replication_origin"] {
+            let left = target.value::<u32>(&format!("SELECT count(*) FROM {what}"))?;
+            assert_eq!(left, 1, "{what}");
+        }
+    }
+    Ok(())
+}
+
+/// An epoch began at that target, which has copied no table twice.
+fn kept_its_tables(cluster: &Cluster, target: &str) -> Result<()> {
+    let begun = events_of(cluster, target, "epoch.started")?;
+    let begun = begun.first().context("an epoch began")?;
+    assert!(begun["tables_kept"].as_u64() > Some(1), "{begun}");
+    assert_eq!(events_of(cluster, target, "epoch.folded")?.len(), 1);
+    assert_eq!(events_of(cluster, target, "init.restarted")?.len(), 0);
+    let mut copied: Vec<String> = events_of(cluster, target, "init.table_complete")?
+        .iter()
+        .map(|event| event["table"].to_string())
+        .collect();
+    let all = copied.len();
+    copied.sort();
+    copied.dedup();
+    assert_eq!(copied.len(), all, "a table was copied twice");
+    Ok(())
+}
+
+fn epochs_begin(cluster: &Cluster) -> Result<()> {
+    for target in BOTH {
+        wait::until_true("another epoch to begin", LIMIT, || {
+            Ok(!events_of(cluster, target, "epoch.started")?.is_empty())
+        })?;
+    }
     Ok(())
 }
 
@@ -332,4 +396,74 @@ fn a_cancel_after_two_lost_snapshots_leaves_nothing() -> Result<()> {
         .expect(0)?;
     residue::of_jobs(&cluster.database("node_a"))?.none()?;
     residue::of_everything(&cluster.database("node_b"))?.none()
+}
+
+#[test]
+fn targets_that_share_a_snapshot_keep_their_complete_tables_when_the_source_crashes() -> Result<()>
+{
+    let (mut cluster, before) = both_in_mid_copy()?;
+    let server = cluster.node_mut("node_a").server_mut();
+    server.crash()?;
+    server.restart()?;
+    epochs_begin(&cluster)?;
+    drop(before);
+    let during = load(&cluster)?;
+    // Whoever dies while an epoch waits to be folded, its slot's changes are decoded for one publication at a time.
+    let source = cluster.database("node_a");
+    let write = "BEGIN; UPDATE pgbench_accounts SET abalance = 7 WHERE aid = 1";
+    cluster.wait_phase("node_b", "copy")?;
+    let writer = Session::sleeping(&source, "writer", write)?;
+    for target in BOTH {
+        cluster.cli(&["init", "adjust", "--node", target, "--max-rate", "none"])?;
+    }
+    waits_for_the_writer(&cluster)?;
+    for node in ["node_b", "node_a"] {
+        cluster.kill_agent(node)?;
+        cluster.start_agent(node)?;
+        waits_for_the_writer(&cluster)?;
+    }
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    drop(writer);
+    all_end_like_any_other(&cluster, &BOTH, during)?;
+    for target in BOTH {
+        kept_its_tables(&cluster, target)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_target_that_is_cancelled_between_two_epochs_leaves_nothing_and_costs_the_other_nothing()
+-> Result<()> {
+    let (mut cluster, load) = both_in_mid_copy()?;
+    let source = cluster.database("node_a");
+    // It began before the complete tables have publications of their own, and ends after that.
+    let writer = Session::start(
+        &source,
+        "writer",
+        "BEGIN; UPDATE pgbench_accounts SET abalance = 7 WHERE aid = 1; SELECT pg_sleep(10);
+         UPDATE pgbench_accounts SET abalance = 8 WHERE aid = 2; COMMIT",
+    )?;
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    epochs_begin(&cluster)?;
+    writer.succeeds()?;
+    for target in BOTH {
+        cluster.wait_phase(target, "copy")?;
+    }
+    for node in ["node_a", "node_b"] {
+        cluster.kill_agent(node)?;
+    }
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    for node in ["node_a", "node_b"] {
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_online(&["node_a", "node_b", "node_c"])?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    residue::of_everything(&cluster.database("node_b"))?.none()?;
+    all_end_like_any_other(&cluster, &["node_c"], load)?;
+    kept_its_tables(&cluster, "node_c")
 }

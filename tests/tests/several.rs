@@ -175,7 +175,7 @@ fn a_target_that_is_cancelled_and_one_that_dies_do_not_concern_the_third() -> Re
 }
 
 #[test]
-fn a_source_whose_agent_dies_lets_all_its_targets_start_over_together() -> Result<()> {
+fn a_source_whose_agent_dies_lets_all_its_targets_go_on_with_another_snapshot() -> Result<()> {
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;

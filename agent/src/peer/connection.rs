@@ -257,6 +257,15 @@ impl SourceAgent {
         }
     }
 
+    /// Waits until an earlier epoch's slot has confirmed a fence, and returns that.
+    pub(crate) async fn pass_fence(&self, epoch: &Replication) -> Result<Lsn, Fault> {
+        let (job, epoch) = (self.job, epoch.clone());
+        match self.ask(&PeerRequest::PassFence { job, epoch }).await?.0 {
+            PeerReply::Passed { lsn } => Ok(lsn),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Has the publication and slot of an earlier epoch dropped.
     pub(crate) async fn drop_epoch(&self, epoch: &Replication) -> Result<(), Fault> {
         let (job, epoch) = (self.job, epoch.clone());

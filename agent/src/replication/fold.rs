@@ -13,10 +13,13 @@ use steep_protocol::message::agent::{EarlierEpoch, SubscriptionStart};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{Fault, FaultKind, Identifier, Retry, TableName};
 
-use super::subscription::{Position, advance, create, enable, find, gone, unsubscribe};
+use super::subscription::{
+    Position, advance, create, enable, find, gone, unsubscribe, use_own_publication,
+};
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
 use crate::pg::literal;
+use crate::schema::missing;
 use crate::task::Task;
 
 /// How long an apply worker may take to end.
@@ -45,7 +48,13 @@ pub(crate) async fn fold(
     let conn = Conn::open(task, "fold").await?;
     for epoch in earlier {
         let from = epoch.replication.name();
-        stop(&conn, task).await?;
+        if find(&conn, &from).await?.is_none() {
+            // An earlier try has come this far.
+            source.drop_epoch(&epoch.replication).await?;
+            continue;
+        }
+        part(&conn, task, source, epoch).await?;
+        stop(&conn, task, &task.replication.name()).await?;
         // Where this fails, nobody knows which tables were moved: it stands still until the next try has told.
         let left = source
             .move_tables(&epoch.replication, task.replication.id)
@@ -58,14 +67,45 @@ pub(crate) async fn fold(
         source.drop_epoch(&epoch.replication).await?;
         tracing::info!(job_id = %task.job, epoch = %from, "an earlier epoch is folded into the present one");
     }
+    missing::check_references_again(&conn, task.job).await?;
     conn.session.close().await;
     Ok(())
 }
 
-/// Stops the present subscription. An earlier try may have stopped and renamed it.
-async fn stop(conn: &Conn, task: &Task) -> Result<(), Fault> {
-    let name = task.replication.name();
-    let Some(found) = find(conn, &name).await? else {
+/// Lets an epoch that shared its snapshot be decoded for its own publication alone, out of which its tables can be moved.
+/// Does nothing where that is done.
+async fn part(
+    conn: &Conn,
+    task: &Task,
+    source: &SourceAgent,
+    epoch: &EarlierEpoch,
+) -> Result<(), Fault> {
+    let (replication, name) = (&epoch.replication, epoch.replication.name());
+    if replication.shared().is_none() {
+        return Ok(());
+    }
+    // An earlier try may have died while it stood still.
+    enable(conn, &name).await?;
+    if is_decoded_for(conn, &name).await? {
+        return Ok(());
+    }
+    let position = source.pass_fence(replication).await?;
+    stop(conn, task, &name).await?;
+    // The source forgets what its slot has confirmed if it crashes; the position says it again.
+    use_own_publication(conn, replication, position).await
+}
+
+/// Whether a subscription's publication is the one of its own name.
+async fn is_decoded_for(conn: &Conn, name: &Identifier) -> Result<bool, Fault> {
+    let sql = "SELECT s.subpublications = ARRAY[$1::text] FROM pg_subscription s
+        JOIN pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database() AND s.subname = $1";
+    Ok(conn.row(sql, &[&name.as_str()]).await?.get(0))
+}
+
+/// Stops a subscription. An earlier try may have stopped the present one and renamed it.
+async fn stop(conn: &Conn, task: &Task, name: &Identifier) -> Result<(), Fault> {
+    let Some(found) = find(conn, name).await? else {
         return Ok(());
     };
     conn.execute(&format!("ALTER SUBSCRIPTION {} DISABLE", name.quoted()))

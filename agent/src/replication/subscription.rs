@@ -158,7 +158,12 @@ pub(super) async fn create(
     let quoted = replication.name().quoted();
     let statement =
         format!("CREATE SUBSCRIPTION {quoted} CONNECTION %L PUBLICATION {quoted} WITH ({options})");
-    let outcome = in_a_block(conn, &statement, source).await;
+    // Its own publication says which tables it applies changes of. Decoding looks in the catalog of the past, where
+    // only the shared one is known: what that has of other tables, the apply worker skips.
+    let then = replication
+        .shared()
+        .map(|shared| publication(replication, &shared));
+    let outcome = in_a_block(conn, (&statement, then.as_deref()), source).await;
     match outcome {
         Ok(()) => Ok(()),
         // Another try of the same command came first.
@@ -178,7 +183,7 @@ fn origin_unknown() -> Fault {
 /// restarts only if the string differs.
 async fn reconnect(conn: &Conn, source: &Secret, name: &Identifier) -> Result<(), Fault> {
     let statement = format!("ALTER SUBSCRIPTION {} CONNECTION %L", name.quoted());
-    let altered = in_a_block(conn, &statement, source).await;
+    let altered = in_a_block(conn, (&statement, None), source).await;
     altered.map_err(|error| {
         let mut fault = conn.fault(&error);
         let text = "the subscription cannot be given its connection string";
@@ -187,11 +192,43 @@ async fn reconnect(conn: &Conn, source: &Secret, name: &Identifier) -> Result<()
     })
 }
 
-/// Runs it without the connection string in any text.
-async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(), PgError> {
+/// Has the subscription's slot decoded for that publication. The tables that it applies changes of stay.
+fn publication(subscription: &Replication, publication: &Replication) -> String {
+    format!(
+        "ALTER SUBSCRIPTION {} SET PUBLICATION {} WITH (refresh = false)",
+        subscription.name().quoted(),
+        publication.name().quoted()
+    )
+}
+
+/// Has the subscription's slot decoded for its own publication from `position` on. It stands still, and has everything
+/// from before that.
+pub(super) async fn use_own_publication(
+    conn: &Conn,
+    replication: &Replication,
+    position: Lsn,
+) -> Result<(), Fault> {
+    let name = replication.name();
+    let found = find(conn, &name).await?;
+    let found = found.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?;
+    advance(conn, found.oid, position, Position::Decides).await?;
+    conn.execute(&publication(replication, replication)).await?;
+    enable(conn, &name).await
+}
+
+/// Runs a statement without the connection string in any text, and then another one, in one transaction.
+async fn in_a_block(
+    conn: &Conn,
+    (statement, then): (&str, Option<&str>),
+    source: &Secret,
+) -> Result<(), PgError> {
     let work = async {
         conn.session.batch_execute("BEGIN").await?;
-        secret_sql::execute(&conn.session, statement, source.expose()).await
+        let done = secret_sql::execute(&conn.session, statement, source.expose()).await?;
+        if let (Ok(()), Some(then)) = (&done, then) {
+            conn.session.batch_execute(then).await?;
+        }
+        Ok(done)
     };
     let outcome = conn.run(work).await;
     let end = if matches!(outcome, Ok(Ok(()))) {

@@ -53,6 +53,7 @@ impl Agent {
             }
             // No row has been read under it yet, or the job has given it up.
             open.close().await;
+            open.left(&request.target);
         }
         if let Export::Template { snapshot } = request.export {
             prepared::copy_template(task, &request.target, snapshot).await?;

@@ -1,5 +1,8 @@
 //! The publications of a job with several epochs: each names its own tables, and in the end they become one.
 //!
+//! A first epoch that shared its snapshot with other targets shares the publication too, so it gets one of its own. Its
+//! slot's changes from before that are decoded for the shared one (`replication/subscription`).
+//!
 //! A table changes its publication in a transaction that has it locked against writers, so every change is
 //! decoded for exactly one of the two: what was written before, for the old one; what comes after, for the new.
 
@@ -9,12 +12,13 @@ use std::time::{Duration, Instant};
 use backon::Retryable as _;
 use steep_protocol::message::agent::OpenSource;
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{Identifier, TableName};
+use steep_protocol::{Fault, Identifier, TableName};
 use tokio_util::sync::CancellationToken;
 
 use super::listing::Listing;
 use super::{plan, publication, published, published_oids};
 use crate::pg::{PgError, Session, catalog, lock_timeout};
+use crate::task::Task;
 
 /// Tables that are locked together, for some milliseconds.
 const BATCH: usize = 100;
@@ -37,19 +41,70 @@ pub(crate) fn unfinished(listing: &Listing, request: &OpenSource) -> Vec<TableNa
 /// tables one by one. Idempotent.
 pub(crate) async fn narrow(
     session: &Session,
-    cancel: &CancellationToken,
+    task: &Task,
     request: &OpenSource,
-) -> Result<(), PgError> {
-    let leaving: HashSet<&TableName> = request.unfinished.iter().collect();
+) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
     for epoch in &request.earlier {
-        let name = epoch.replication.name();
-        let listing = Listing::load(session).await?;
-        let mut leaves = leaves(session, &listing, &name).await?;
-        leaves.retain(|leaf| !leaving.contains(leaf));
-        set_members(session, cancel, &name, &leaves).await?;
-        published::mark(session, session, &name).await?;
+        let replication = &epoch.replication;
+        let name = replication.name();
+        let whose = match replication.shared() {
+            Some(shared) if !exists(session, &name).await.map_err(fault)? => {
+                // What others share is not altered, so it must still be what the tables were copied by.
+                let made = Task {
+                    replication: shared.clone(),
+                    ..task.clone()
+                };
+                published::prove(session, &made).await.map_err(fault)??;
+                Whose::Shared(shared.name())
+            }
+            Some(_) | None => Whose::Own,
+        };
+        let set = set_complete(session, &task.cancel, (&name, &whose), &request.unfinished);
+        set.await.map_err(fault)?;
     }
     Ok(())
+}
+
+/// Which publication names the tables of an earlier epoch so far.
+enum Whose {
+    Own,
+    Shared(Identifier),
+}
+
+/// Lets an earlier epoch's publication name the tables of the one so far, except those that leave.
+async fn set_complete(
+    session: &Session,
+    cancel: &CancellationToken,
+    (name, whose): (&Identifier, &Whose),
+    leaving: &[TableName],
+) -> Result<(), PgError> {
+    let leaving: HashSet<&TableName> = leaving.iter().collect();
+    let listing = Listing::load(session).await?;
+    let so_far = match whose {
+        Whose::Own => name,
+        Whose::Shared(shared) => shared,
+    };
+    let mut leaves = leaves(session, &listing, so_far).await?;
+    leaves.retain(|leaf| !leaving.contains(leaf));
+    match whose {
+        Whose::Own => set_members(session, cancel, name, &leaves).await?,
+        Whose::Shared(_) => publication::create(session, cancel, name, &leaves).await?,
+    }
+    published::mark(session, session, name).await
+}
+
+async fn exists(session: &Session, name: &Identifier) -> Result<bool, PgError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    Ok(session
+        .query_one(sql, &[&name.as_str()])
+        .await?
+        .try_get(0)?)
+}
+
+/// Whether the publication names any table.
+pub(crate) async fn has_tables(session: &Session, name: &Identifier) -> Result<bool, PgError> {
+    Ok(!published_oids(session, name).await?.is_empty())
 }
 
 /// Moves the tables of one publication to another, as far as each can be locked without waiting. Returns those that

@@ -106,19 +106,7 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
-    for epoch in &request.earlier {
-        // A snapshot that was lost goes with its template a moment later.
-        if slot::is_shared(&admin, &epoch.replication)
-            .await
-            .map_err(fault)?
-        {
-            let name = epoch.replication.name();
-            let text = format!("the publication {name} still belongs to other slots");
-            let fault = Fault::new(FaultKind::Failed, text).on(&task.node);
-            return Err(fault.retry(Retry::Backoff));
-        }
-    }
-    (epochs::narrow(&admin, &task.cancel, request).await).map_err(fault)?;
+    epochs::narrow(&admin, task, request).await?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {

@@ -226,21 +226,24 @@ async fn rows_there(session: &Session, table: &TableName) -> Result<RowsThere, P
     }
 }
 
-/// Fails, naming the change, unless the task's publication has always been what was planned.
+/// Fails, naming the change, unless the task's publication has always been what was planned. One that others share, and
+/// that the slot's changes were decoded for at first, must be there.
 pub(crate) async fn prove(session: &Session, task: &Task) -> Result<Result<(), Fault>, PgError> {
     let (name, id) = (task.replication.name(), task.replication.id);
     let statuses = publication_statuses(session).await?;
-    let what = match statuses.iter().find(|s| s.job == id).map(|s| s.state) {
-        Some(PublicationState::Sound) => None,
-        Some(PublicationState::Altered) => Some("was altered after its slot was made"),
-        Some(PublicationState::Unmarked) => Some("was made again by somebody else"),
-        None => Some("does not exist any more"),
-    };
-    if let Some(what) = what {
-        return Ok(Err(unproved(
-            task,
-            format!("the publication {name} {what}"),
-        )));
+    for replication in [Some(task.replication.clone()), task.replication.shared()] {
+        let Some(replication) = replication else {
+            continue;
+        };
+        let status = statuses.iter().find(|s| s.job == replication.id);
+        let what = match status.map(|s| s.state) {
+            Some(PublicationState::Sound) => continue,
+            Some(PublicationState::Altered) => "was altered after its slot was made",
+            Some(PublicationState::Unmarked) => "was made again by somebody else",
+            None => "does not exist any more",
+        };
+        let text = format!("the publication {} {what}", replication.name());
+        return Ok(Err(unproved(task, text)));
     }
     let all = published(session).await?;
     let joined = all.into_iter().find(|p| p.job == id);

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use steep_protocol::message::agent::SlotStatus;
-use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
+use steep_protocol::message::handover::{
+    PreparedSlot, PreparedState, Replication, SlotName, SlotOwner,
+};
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
 use tokio_postgres::error::SqlState;
@@ -192,7 +194,7 @@ pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Resul
     let session = task.connect("cleanup").await?;
     remove(&session, task, &task.cancel).await?;
     if task.replication.is_prepared() {
-        let forgotten = slot_notes::forget(&session, &task.replication).await;
+        let forgotten = slot_notes::forget(&session, &noted(&task.replication)).await;
         forgotten.map_err(fault)?;
     }
     if let Some(made) = sync_slots {
@@ -207,7 +209,24 @@ pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Resul
     Ok(())
 }
 
-/// Removes publication and slot, on an open session. The note of a prepared slot stays.
+/// The replication under which a slot is noted that was not made under a job's own name.
+pub(crate) fn noted(replication: &Replication) -> Replication {
+    let shared = replication.shared();
+    shared.unwrap_or_else(|| replication.clone())
+}
+
+/// The publications that a slot's changes are decoded for: one that was made from a snapshot may have its own, too.
+fn published_for(replication: &Replication) -> Vec<Replication> {
+    match SlotOwner::of(replication.slot.as_str()) {
+        Some(SlotOwner::Made(snapshot, job)) => {
+            let made = Replication::of_snapshot(snapshot, job);
+            vec![made.clone().apart(job), made]
+        }
+        Some(SlotOwner::Job(_) | SlotOwner::Template(_)) | None => vec![replication.clone()],
+    }
+}
+
+/// Removes publications and slot, on an open session. The note of a prepared slot stays.
 pub(crate) async fn remove(
     session: &Session,
     task: &Task,
@@ -216,8 +235,14 @@ pub(crate) async fn remove(
     let fault = |error: PgError| error.to_fault(&task.node);
     let slot = &task.replication.slot;
     let slot_gone = drop_slot(session, slot, cancel).await.map_err(fault)?;
+    let dropped = async {
+        for replication in published_for(&task.replication) {
+            drop_publication(session, &replication).await?;
+        }
+        Ok(())
+    };
     tokio::select! {
-        dropped = drop_publication(session, &task.replication) => dropped.map_err(fault)?,
+        dropped = dropped => dropped.map_err(fault)?,
         () = cancel.cancelled() => return Err(fault(PgError::Cancelled)),
     }
     match slot_gone {
@@ -240,10 +265,7 @@ pub(crate) async fn drop_publication(
 }
 
 /// Whether the publication belongs to other slots, too. One that is being made counts: its publication comes first.
-pub(super) async fn is_shared(
-    session: &Session,
-    replication: &Replication,
-) -> Result<bool, PgError> {
+async fn is_shared(session: &Session, replication: &Replication) -> Result<bool, PgError> {
     let name = replication.name();
     let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical' \
              AND database = current_database() \

@@ -92,9 +92,6 @@ pub struct Job {
     /// Whether its rows go through a spool beside the source.
     #[serde(default)]
     pub spooling: Spooling,
-    /// Whether other targets copy from the snapshot that it shares.
-    #[serde(default)]
-    pub company: Company,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -147,16 +144,6 @@ pub enum Spooling {
     NoRoom,
     /// As those of the snapshot that it has joined.
     Joined,
-}
-
-/// Whether other targets copy from the snapshot that a job shares, whose publication is theirs, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Company {
-    /// None, or it has a snapshot of its own.
-    #[default]
-    Alone,
-    /// They do, or did.
-    Others,
 }
 
 /// Facts that [`machine`] has the preflight judge. Empty before and after the preflight.
@@ -299,7 +286,6 @@ impl Job {
             kept: Complete::default(),
             unfinished: Vec::new(),
             spooling: Spooling::default(),
-            company: Company::default(),
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,

@@ -3,7 +3,7 @@
 //! Opening → Storing → Sealed, or Opening → Shared, also where storing for targets that share it fails.
 //! Whatever ends it leads through Removing, so that no slot is left (G5). Only a process of the agent that has
 //! not restarted holds a snapshot open: another one means that it is lost. A lost one of an operator is begun
-//! again; targets that shared it start over with another.
+//! again; targets that shared it go on with others.
 
 use std::time::Duration;
 

@@ -6,13 +6,13 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::PeerReply;
 use steep_protocol::quic::{Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, JobId, Retry, SnapshotId};
+use steep_protocol::{Fault, FaultKind, JobId, Lsn, Retry};
 use tokio_util::sync::CancellationToken;
 
 use super::Server;
 use crate::chunk::Sent;
 use crate::node::slot_notes;
-use crate::pg::PgError;
+use crate::pg::{PgError, Session};
 use crate::replication::fence;
 use crate::snapshot::{SourceJob, epochs, slot};
 use crate::task::Task;
@@ -37,10 +37,7 @@ impl Server {
         let task = self.epoch(job, from, cancel)?;
         let from = task.replication.name();
         let session = task.connect("fold").await?;
-        if !slot_notes::is_used_by(&session, &task.replication, &entry.target)
-            .await
-            .map_err(fault)?
-        {
+        if !is_used_by(&session, &task, entry).await.map_err(fault)? {
             return Err(self.no_epoch(job, &task.replication));
         }
         let moved = epochs::move_tables(&session, &task.cancel, (&from, &into)).await;
@@ -50,15 +47,40 @@ impl Server {
             wide.map_err(fault)?;
         }
         session.close().await;
-        let confirmed = tokio::time::timeout(CONFIRM_LIMIT, fence::await_fence(&task)).await;
+        self.confirmed(&task).await?;
+        left.truncate(LISTED_MAX);
+        Ok(PeerReply::Moved { left })
+    }
+
+    /// A fence that the subscription of an earlier epoch has passed. It lies behind the slot of the present epoch, which
+    /// waited for all transactions that had begun before the earlier epochs' publications were as they are now.
+    pub(super) async fn pass_fence(
+        &self,
+        entry: &SourceJob,
+        (job, epoch): (JobId, Replication),
+        cancel: CancellationToken,
+    ) -> Result<PeerReply, Fault> {
+        let task = self.epoch(job, epoch, cancel)?;
+        let session = task.connect("fold").await?;
+        let used = is_used_by(&session, &task, entry).await;
+        session.close().await;
+        if !used.map_err(|error| error.to_fault(&self.node))? {
+            return Err(self.no_epoch(job, &task.replication));
+        }
+        let lsn = self.confirmed(&task).await?;
+        Ok(PeerReply::Passed { lsn })
+    }
+
+    /// Waits until the epoch's subscription has everything from before now.
+    async fn confirmed(&self, task: &Task) -> Result<Lsn, Fault> {
+        let confirmed = tokio::time::timeout(CONFIRM_LIMIT, fence::await_fence(task)).await;
         confirmed.map_err(|_elapsed| {
-            let text = format!("the subscription {from} is behind its source");
+            let name = task.replication.name();
+            let text = format!("the subscription {name} is behind its source");
             Fault::new(FaultKind::Failed, text)
                 .retry(Retry::Backoff)
                 .on(&self.node)
-        })??;
-        left.truncate(LISTED_MAX);
-        Ok(PeerReply::Moved { left })
+        })?
     }
 
     /// A part of a snapshot that was lost: what has that number now is another one.
@@ -82,16 +104,25 @@ impl Server {
     ) -> Result<PeerReply, Fault> {
         let task = self.epoch(job, epoch, cancel)?;
         let session = task.connect("fold").await?;
-        let used = slot_notes::is_used_by(&session, &task.replication, &entry.target).await;
+        let fault = |error: PgError| error.to_fault(&self.node);
+        let used = is_used_by(&session, &task, entry).await.map_err(fault)?;
+        let name = task.replication.name();
+        let full = epochs::has_tables(&session, &name).await.map_err(fault)?;
         session.close().await;
+        if used && full {
+            let text = format!("the publication {name} still has tables");
+            return Err(Fault::new(FaultKind::Failed, text)
+                .hint("its subscription was dropped by hand: changes may be missing on the target, so run init again with --force")
+                .on(&self.node));
+        }
         // An earlier try may have dropped them.
-        if used.map_err(|error| error.to_fault(&self.node))? {
+        if used {
             slot::cleanup(&task, None).await?;
         }
         Ok(PeerReply::Noted)
     }
 
-    /// The first epoch may be a snapshot that had a life of its own, with a slot for this job.
+    /// The first epoch may have a slot that was made for this job from a snapshot with a life of its own.
     fn epoch(
         &self,
         job: JobId,
@@ -99,7 +130,8 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<Task, Fault> {
         let own = job.has_epoch(epoch.id) && epoch == Replication::of(epoch.id);
-        if !own && epoch != Replication::of_snapshot(SnapshotId(epoch.id.0), job) {
+        let made = epoch.id == job && epoch.shared().is_some();
+        if !own && !made {
             return Err(self.no_epoch(job, &epoch));
         }
         Ok(Task {
@@ -112,4 +144,10 @@ impl Server {
         let text = format!("{} is no epoch of job {job}", epoch.slot);
         Fault::new(FaultKind::BadRequest, text).on(&self.node)
     }
+}
+
+/// Whether the epoch is that target's.
+async fn is_used_by(session: &Session, task: &Task, entry: &SourceJob) -> Result<bool, PgError> {
+    let noted = slot::noted(&task.replication);
+    slot_notes::is_used_by(session, &noted, &entry.target).await
 }

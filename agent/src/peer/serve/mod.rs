@@ -342,6 +342,9 @@ impl Server {
             PeerRequest::DropEpoch { job, epoch } => {
                 self.drop_epoch(entry, job, epoch, cancel).await
             }
+            PeerRequest::PassFence { job, epoch } => {
+                self.pass_fence(entry, (job, epoch), cancel).await
+            }
             PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) => {
                 let text = "the coordinator has named no shared snapshot for this request";
                 Err(Fault::new(FaultKind::Unauthorized, text).on(&self.node))

@@ -4,7 +4,8 @@
 //!
 //! The first target whose preflight has passed opens it, the others join. When the last of them has its
 //! rows, it is removed, so that the source's vacuum can go on (G5). If the source loses one that is held
-//! open, the targets that have not copied everything start over with its successor.
+//! open, each target that has complete tables copies the rest under a snapshot of its own, and the others start over
+//! with its successor.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::Stored;
 use crate::job::machine::JobEvent;
 use crate::job::retry::seconds;
 use crate::job::time::after;
-use crate::job::{COMMANDS_PER_JOB, Company, Job, Spooling, Stage as JobStage, Step, Work};
+use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::{Store, Write};
@@ -53,7 +54,6 @@ impl<S: Store> Driver<S> {
                 self.out.writes.push(Write::Node(Box::new(record.clone())));
             }
         }
-        self.keep_company(id);
         if !self.snapshots.contains_key(&id)
             && let Some(live) = self.jobs.get(&job)
         {
@@ -64,23 +64,6 @@ impl<S: Store> Driver<S> {
             self.advance(job, JobEvent::Sealed, now);
         }
         self.is_ready(id)
-    }
-
-    /// Notes with each job of that snapshot whether there are others.
-    fn keep_company(&mut self, id: SnapshotId) {
-        let jobs = self.jobs_of_shared(id);
-        let company = match jobs.len() {
-            0 | 1 => Company::Alone,
-            _ => Company::Others,
-        };
-        for job in jobs {
-            if let Some(live) = self.jobs.get_mut(&job)
-                && live.job.company != company
-            {
-                live.job.company = company;
-                self.out.writes.push(Write::Job(Box::new(live.job.clone())));
-            }
-        }
     }
 
     /// Whether that snapshot can be copied from now.
@@ -160,8 +143,8 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Part of the spool that the job loads from is damaged or gone: everybody who loads from it starts over with
-    /// another snapshot.
+    /// Part of the spool that the job loads from is damaged or gone: everybody who loads from it needs another
+    /// snapshot.
     pub(in crate::drive) fn spool_damaged(&mut self, job: JobId, fault: &Fault, now: Timestamp) {
         let Some(id) = self.jobs.get(&job).and_then(|live| live.job.shared) else {
             return;

@@ -9,7 +9,7 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, Lsn};
 
 use super::super::retry::RESTARTS_MAX;
-use super::super::{Attempt, Company, Complete, Side, Work};
+use super::super::{Attempt, Complete, Side, Work};
 use super::{Effect, Step, Turn};
 
 /// Whether that command belongs to a snapshot that is lost. It is being stopped, and its end is all that counts.
@@ -26,9 +26,8 @@ impl Turn {
     /// Whether the job has complete tables that are worth more than a fresh start.
     pub(super) fn keeps_tables(&self, step: Step) -> bool {
         let live = matches!(self.job.spec.method, Method::Snapshot | Method::TwoPhase);
-        let own = live && self.job.company == Company::Alone;
         let some = self.counted.complete.sum.bytes > ByteCount(0);
-        own && step <= Step::Copy && some && self.job.epoch.0 < EPOCHS_MAX
+        live && step <= Step::Copy && some && self.job.epoch.0 < EPOCHS_MAX
     }
 
     /// Goes on with another snapshot by itself, unless that has happened too often.
@@ -56,7 +55,11 @@ impl Turn {
         }
         if complete.tables > self.job.kept.tables {
             let lsn = plan.map_or(Lsn(0), |plan| plan.lsn);
-            let replication = self.job.replication();
+            let replication = match self.job.shared {
+                // The others' publication is not to be altered.
+                Some(_) => self.job.replication().apart(self.job.id),
+                None => self.job.replication(),
+            };
             self.job.earlier.push(EarlierEpoch { replication, lsn });
             // It copies the rest by itself, while the source holds its next snapshot open.
             self.job.shared = None;
@@ -95,6 +98,19 @@ impl Turn {
             lost_at: self.now,
             reason: fault.message.clone(),
         });
+    }
+
+    /// Whether tables were copied under several snapshots. Their rows fit together, as foreign keys and materialised
+    /// views need it, only once one subscription carries all of them and has passed a fence.
+    pub(super) fn has_epochs(&self) -> bool {
+        self.job.kept.tables > 0
+    }
+
+    /// The job's subscriptions have caught up. Where that is one again, what had to wait for it follows.
+    pub(super) fn fence_passed(&mut self, step: Step) {
+        if step == Step::Converge && self.has_epochs() && self.job.earlier.is_empty() {
+            self.issue(Work::Finish);
+        }
     }
 
     /// The present epoch's replication carries all tables.

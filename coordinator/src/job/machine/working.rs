@@ -91,6 +91,9 @@ impl Turn {
         self.job.attempt.released |= step == Step::Release;
         let carried = self.job.carried();
         for work in step.begins(self.job.spec.method) {
+            if *work == Work::Finish && step == Step::Converge && self.has_epochs() {
+                continue;
+            }
             // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.
             let witness = carried.is_none() && self.job.attempt.witness != Witness::Restarted;
             if *work != Work::ProveSource || witness {
@@ -147,7 +150,11 @@ impl Turn {
                 self.effects.push(Effect::Missing(missing));
             }
             (Work::Regrant, _) => {}
-            (Work::Fold, Outcome::Done) => self.folded(),
+            (Work::Fold, Outcome::Done) => {
+                self.folded();
+                return self.enter(Step::Converge);
+            }
+            (Work::AwaitFence, Outcome::FencePassed { .. }) => self.fence_passed(step),
             (_, Outcome::Warned(findings)) => self.warn(findings),
             (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
             (

@@ -122,6 +122,25 @@ impl Replication {
         name.expect("27 bytes of a-z, 0-9 and underscore")
     }
 
+    /// The same slot with a publication and subscription of the job's own. Until they are there, the slot's changes are
+    /// decoded for those of its snapshot, which other targets use too ([`Self::shared`]).
+    #[must_use]
+    pub fn apart(self, job: JobId) -> Self {
+        Self { id: job, ..self }
+    }
+
+    /// For a slot that was made from a snapshot and is used [apart](Self::apart) from the others: the replication that
+    /// it was made with.
+    #[must_use]
+    pub fn shared(&self) -> Option<Self> {
+        match SlotOwner::of(self.slot.as_str())? {
+            SlotOwner::Made(snapshot, job) if job == self.id => {
+                Some(Self::of_snapshot(snapshot, job))
+            }
+            SlotOwner::Made(..) | SlotOwner::Job(_) | SlotOwner::Template(_) => None,
+        }
+    }
+
     /// Whether the slot was prepared.
     #[must_use]
     pub fn is_prepared(&self) -> bool {
@@ -322,5 +341,23 @@ mod tests {
         };
         assert!(prepared.is_prepared() && !prepared.slot.is_reserved());
         assert_eq!(prepared.name(), own.name());
+    }
+
+    #[test]
+    fn only_what_is_used_apart_has_a_publication_that_it_was_made_with() {
+        let (snapshot, job) = (SnapshotId(9), JobId(7));
+        let made = Replication::of_snapshot(snapshot, job);
+        let apart = made.clone().apart(job);
+        assert_eq!(apart.slot, made.slot);
+        assert_eq!(apart.name(), Replication::of(job).name());
+        assert_eq!(apart.shared(), Some(made.clone()));
+        for other in [
+            made,
+            Replication::of(job),
+            Replication::template(snapshot),
+            apart.apart(JobId(8)),
+        ] {
+            assert_eq!(other.shared(), None, "{other:?}");
+        }
     }
 }

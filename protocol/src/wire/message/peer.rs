@@ -113,6 +113,13 @@ pub enum PeerRequest {
         /// The epoch's.
         epoch: Replication,
     },
+    /// Wait until an earlier epoch's slot has confirmed a fence. Answered with [`PeerReply::Passed`].
+    PassFence {
+        /// The job.
+        job: JobId,
+        /// The epoch's.
+        epoch: Replication,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -205,6 +212,7 @@ impl PeerRequest {
             | Self::FetchSettings { job }
             | Self::MoveTables { job, .. }
             | Self::DropEpoch { job, .. }
+            | Self::PassFence { job, .. }
             | Self::PartsReceived { job, .. }
             | Self::FetchKept(FetchKept { job, .. })
             | Self::NextPart(NextPart { job, .. }) => *job,
@@ -268,6 +276,11 @@ pub enum PeerReply {
     Moved {
         /// Those that are left.
         left: Vec<TableName>,
+    },
+    /// The slot has confirmed everything up to there.
+    Passed {
+        /// The fence.
+        lsn: Lsn,
     },
 }
 

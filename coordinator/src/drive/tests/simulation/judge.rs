@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use steep_protocol::message::job::Method;
 use steep_protocol::{JobId, NodeState};
 
 use super::super::super::{Answer, Interest, Question};
 use super::agent::Entry;
 use super::postgres::Server;
 use super::world::Cluster;
-use crate::job::{Closed, Job, Stage};
+use crate::job::{Closed, Job, Stage, Why};
 use crate::snapshot;
 use crate::testing::node;
 
@@ -25,6 +26,7 @@ pub(super) struct Watch {
 impl Watch {
     /// A look at the cluster after a step.
     pub(super) fn look(&mut self, cluster: &mut Cluster) -> Result<(), String> {
+        keep_complete_tables(cluster)?;
         let jobs = cluster.jobs();
         self.idle.retain(|id, _| jobs.contains_key(id));
         for (id, job) in jobs {
@@ -57,6 +59,26 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// No job that loses its snapshot throws complete tables away, whoever shares it.
+fn keep_complete_tables(cluster: &Cluster) -> Result<(), String> {
+    let jobs = cluster
+        .driver
+        .iter()
+        .flat_map(|driver| driver.jobs.values());
+    for live in jobs {
+        let again =
+            matches!(&live.job.stage, Stage::Ending(ending) if matches!(ending.why, Why::Again(_)));
+        let complete = live.copied.counted().complete;
+        if again && complete.sum.bytes.0 > 0 && live.job.spec.method != Method::Native {
+            return Err(format!(
+                "job {} starts over although {} of its tables are complete: {:?}",
+                live.job.id, complete.tables, live.job
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether an agent works for the job, or for the snapshot that it shares.

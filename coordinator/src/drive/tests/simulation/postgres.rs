@@ -14,6 +14,9 @@ pub(super) const TABLES: u32 = 4;
 /// Parts of each table.
 pub(super) const PARTS: [u32; TABLES as usize] = [1, 2, 3, 1];
 
+/// What a slot has confirmed is on disk when the WAL has reached a multiple of this.
+const CHECKPOINT: u64 = 8;
+
 pub(super) type Publications = BTreeMap<String, BTreeSet<u32>>;
 
 /// One committed row of the source.
@@ -34,6 +37,8 @@ impl Change {
 
 pub(super) struct Slot {
     pub(super) confirmed: u64,
+    /// What of that is on disk.
+    saved: u64,
     pub(super) lost: bool,
 }
 
@@ -50,7 +55,7 @@ pub(super) struct Subscription {
     pub(super) slot: String,
     pub(super) publication: String,
     pub(super) enabled: bool,
-    /// The origin: everything up to here is applied.
+    /// The origin: the last change that was applied.
     pub(super) position: u64,
     /// The tables that it applies changes of, and from where on; `None` until PostgreSQL has copied one itself.
     pub(super) tables: BTreeMap<u32, Option<u64>>,
@@ -134,6 +139,7 @@ impl Server {
     pub(super) fn copy_slot(&mut self, name: &str, confirmed: u64) {
         let slot = Slot {
             confirmed,
+            saved: confirmed,
             lost: false,
         };
         self.slots.insert(name.to_owned(), slot);
@@ -181,6 +187,9 @@ impl Server {
     pub(super) fn crash(&mut self, until: i64) {
         self.down_until = Some(until);
         self.boots += 1;
+        for slot in self.slots.values_mut() {
+            slot.confirmed = slot.saved;
+        }
     }
 }
 
@@ -219,10 +228,13 @@ fn apply(source: &mut Server, target: &mut Server, subscription: &mut Subscripti
         let carried = published.is_some_and(|tables| tables.contains(&change.table));
         if carried && listed.is_some_and(|from| change.lsn > from) {
             target.insert(change.table, [change.row]);
+            subscription.position = change.lsn;
         }
     }
-    subscription.position = source.wal;
     slot.confirmed = source.wal;
+    if source.wal.is_multiple_of(CHECKPOINT) {
+        slot.saved = source.wal;
+    }
     // PostgreSQL's own copy takes one table after another.
     let mut native = subscription.tables.iter_mut();
     if let Some((table, from)) = native.find(|(_, from)| from.is_none()) {

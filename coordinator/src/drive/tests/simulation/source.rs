@@ -7,14 +7,14 @@ use steep_protocol::message::agent::{
     EarlierEpoch, Export, OpenSource, Outcome, SlotOrigin, SourceCommand,
 };
 use steep_protocol::message::facts::SourceFacts;
-use steep_protocol::message::handover::Replication;
+use steep_protocol::message::handover::{Replication, SlotOwner};
 use steep_protocol::message::snapshot::VerifiedSnapshot;
 use steep_protocol::{
     ByteCount, Fault, FaultKind, JobId, Lsn, NodeId, Retry, RowCount, SnapshotId, Sum,
 };
 
 use super::agent::{Holder, Open, Running, parts_of, table_number};
-use super::postgres::{Note, TABLES};
+use super::postgres::{Note, Server, TABLES};
 use super::world::{After, Cluster, Done, Next, Node};
 
 /// The checksum of every stored snapshot's manifest.
@@ -118,9 +118,15 @@ impl Cluster {
     }
 
     pub(super) fn drop_replication(&mut self, n: usize, replication: &Replication) {
-        let (name, slot) = (replication.name(), replication.slot.as_str());
+        let slot = replication.slot.as_str();
         let server = &mut self.nodes[n].server;
-        server.drop_replication(name.as_str(), slot);
+        if let Some(SlotOwner::Made(snapshot, job)) = SlotOwner::of(slot) {
+            let own = Replication::of(job).name();
+            server.drop_replication(own.as_str(), slot);
+            let shared = Replication::of_snapshot(snapshot, job).name();
+            return server.drop_replication(shared.as_str(), slot);
+        }
+        server.drop_replication(replication.name().as_str(), slot);
     }
 
     fn close_snapshot(&mut self, n: usize, job: JobId) {
@@ -245,18 +251,7 @@ impl Cluster {
                     );
                 }
                 for epoch in &request.earlier {
-                    let name = epoch.replication.name();
-                    if server.is_shared(name.as_str(), epoch.replication.slot.as_str()) {
-                        return Err(transient(format!(
-                            "the publication {} still belongs to other slots",
-                            name.as_str()
-                        )));
-                    }
-                    if server.publications().contains_key(name.as_str()) {
-                        let publications = server.publications_mut();
-                        let members = publications.get_mut(name.as_str()).unwrap();
-                        members.retain(|table| !left.contains(table));
-                    }
+                    narrow(server, &epoch.replication, &left)?;
                 }
                 Ok(After(50))
             }
@@ -400,6 +395,27 @@ impl Cluster {
         }
         Ok((slot.confirmed >= run.lsn).then_some(Lsn(run.lsn)))
     }
+}
+
+/// Takes tables out of an earlier epoch's publication. One that others share stays as it is: the epoch gets its own.
+fn narrow(
+    server: &mut Server,
+    replication: &Replication,
+    left: &BTreeSet<u32>,
+) -> Result<(), Fault> {
+    let name = replication.name().as_str().to_owned();
+    let so_far = match replication.shared() {
+        Some(shared) if !server.publications().contains_key(&name) => {
+            shared.name().as_str().to_owned()
+        }
+        Some(_) | None => name.clone(),
+    };
+    let Some(members) = server.publications().get(&so_far) else {
+        return Err(failed(format!("the publication {so_far} is gone")));
+    };
+    let members = members.difference(left).copied().collect();
+    server.publications_mut().insert(name, members);
+    Ok(())
 }
 
 pub(super) fn totals(parts: u32, rows: u64) -> Outcome {

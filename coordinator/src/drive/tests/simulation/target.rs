@@ -255,9 +255,11 @@ impl Cluster {
                     SubscriptionStart::NativeCopy => (0, None),
                 };
                 let tables = tables.into_iter().map(|table| (table, from));
+                let shared = replication.shared();
+                let decoded_for = shared.as_ref().unwrap_or(replication).name();
                 let subscription = Subscription {
                     slot: replication.slot.as_str().to_owned(),
-                    publication: name.clone(),
+                    publication: decoded_for.as_str().to_owned(),
                     enabled: false,
                     position,
                     tables: tables.collect(),
@@ -286,7 +288,7 @@ impl Cluster {
         }))
     }
 
-    /// Stages of each epoch: stop, move, wait, start again, unsubscribe, drop.
+    /// Stages of each epoch: look, wait, use its own publication, stop, move, wait, start again, unsubscribe, drop.
     fn fold(
         &mut self,
         n: usize,
@@ -302,8 +304,40 @@ impl Cluster {
         };
         let old = &epoch.replication;
         let from = old.name().as_str().to_owned();
-        match run.stage % 6 {
+        match run.stage % 9 {
             0 => {
+                let Some(own) = self.nodes[n].server.subscriptions.get_mut(&from) else {
+                    // An earlier try has come this far.
+                    run.stage += 7;
+                    return Ok(After(50));
+                };
+                own.enabled = true;
+                run.lsn = 0;
+                run.waited = 0;
+                run.stage += if own.publication == from { 2 } else { 0 };
+                Ok(After(50))
+            }
+            1 => {
+                self.reaches(n, m, run.job)?;
+                self.asks_server(m)?;
+                self.passes(m, run, old)
+            }
+            2 => {
+                let die = self.dice.chance(300);
+                let subscriptions = &mut self.nodes[n].server.subscriptions;
+                let Some(own) = subscriptions.get_mut(&from) else {
+                    return Err(failed("the subscription is not there"));
+                };
+                own.enabled = false;
+                if die {
+                    return Err(transient("the connection broke"));
+                }
+                own.position = own.position.max(run.lsn);
+                own.publication = from;
+                own.enabled = true;
+                Ok(After(50))
+            }
+            3 => {
                 let subscriptions = &mut self.nodes[n].server.subscriptions;
                 if let Some(own) = subscriptions.get_mut(&name) {
                     own.enabled = false;
@@ -312,31 +346,23 @@ impl Cluster {
                 run.waited = 0;
                 Ok(After(100))
             }
-            1 => {
+            4 => {
                 self.reaches(n, m, run.job)?;
                 self.asks_server(m)?;
                 self.move_tables(m, (old, &self.nodes[n].name.clone()), &name)?;
                 Ok(After(50))
             }
-            2 => {
+            5 => {
                 self.reaches(n, m, run.job)?;
                 self.asks_server(m)?;
-                if self.passed(m, run, old)?.is_some() {
-                    return Ok(After(50));
-                }
-                run.waited += 200;
-                if run.waited > 30_000 {
-                    return Err(transient("the old subscription is behind its source"));
-                }
-                run.stage -= 1;
-                Ok(After(200))
+                self.passes(m, run, old)
             }
-            3 => {
+            6 => {
                 self.reaches(n, m, run.job)?;
                 self.asks_server(m)?;
                 self.start_again(n, m, (&name, &stopped), &run.replication)
             }
-            4 => {
+            7 => {
                 self.nodes[n].server.subscriptions.remove(&from);
                 Ok(After(50))
             }
@@ -348,6 +374,20 @@ impl Cluster {
                 Ok(After(50))
             }
         }
+    }
+
+    /// Waits in this stage until the old subscription has passed a fence.
+    fn passes(&mut self, m: usize, run: &mut Running, old: &Replication) -> Result<Next, Fault> {
+        if self.passed(m, run, old)?.is_some() {
+            run.waited = 0;
+            return Ok(After(50));
+        }
+        run.waited += 200;
+        if run.waited > 30_000 {
+            return Err(transient("the old subscription is behind its source"));
+        }
+        run.stage -= 1;
+        Ok(After(200))
     }
 
     fn move_tables(

@@ -3,8 +3,8 @@
 use super::*;
 use steep_protocol::SnapshotId;
 
+use crate::job::Spooling;
 use crate::job::retry::RESTARTS_MAX;
-use crate::job::{Company, Spooling};
 
 /// A job in mid-copy with a complete table.
 fn in_mid_copy() -> World {
@@ -54,6 +54,12 @@ fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
     let order = |work| world.sent.iter().position(|(_, sent)| *sent == work);
     assert!(order(Work::AwaitFence) < order(Work::Fold));
     assert!(order(Work::Fold) < order(Work::ProveTarget));
+    // Until then rows of two snapshots need not fit together.
+    let last_fence = world
+        .sent
+        .iter()
+        .rposition(|(_, work)| *work == Work::AwaitFence);
+    assert!(order(Work::Fold) < last_fence && last_fence < order(Work::Finish));
 }
 
 #[test]
@@ -125,25 +131,44 @@ fn a_table_that_changed_on_the_source_costs_no_complete_one() {
 }
 
 #[test]
-fn a_snapshot_that_others_share_costs_all_and_one_that_is_its_own_only_what_had_begun() {
-    for (company, kept) in [(Company::Alone, 1), (Company::Others, 0)] {
+fn a_snapshot_that_others_share_costs_only_what_had_begun_and_leaves_them_their_publication() {
+    let spool = || Fault::new(FaultKind::StoreDamaged, "the spool is gone");
+    let lost = [
+        (Spooling::Spooled, JobEvent::SpoolLost { fault: spool() }),
+        (Spooling::Live, JobEvent::SnapshotLost),
+    ];
+    for (spooling, lost) in lost {
         let mut world = in_mid_copy();
         world.job.shared = Some(SnapshotId(70));
-        world.job.spooling = Spooling::Spooled;
-        world.job.company = company;
+        world.job.spooling = spooling;
         let shared = world.job.replication();
-        let fault = Fault::new(FaultKind::StoreDamaged, "the spool is gone");
-        world.apply(JobEvent::SpoolLost { fault }).unwrap();
-        assert_eq!(world.job.kept.tables, kept);
-        let again = matches!(world.job.stage, Stage::Ending(_));
-        assert_eq!(again, company == Company::Others);
-        if company == Company::Alone {
-            assert_eq!(world.job.earlier[0].replication, shared);
-            assert!(!world.job.spools() && world.job.snapshot().is_none());
-            world.run_on();
-            assert_eq!(world.finishes, [Finish::Synchronized]);
-        }
+        world.apply(lost).unwrap();
+        assert_eq!(world.job.kept.tables, 1);
+        let first = world.job.earlier[0].replication.clone();
+        assert_eq!(first.slot, shared.slot);
+        assert_eq!(first.name(), Replication::of(world.job.id).name());
+        assert_eq!(first.shared(), Some(shared));
+        assert!(!world.job.spools() && world.job.snapshot().is_none());
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Synchronized]);
+        assert!(!cleaned(&world));
     }
+}
+
+#[test]
+fn a_table_that_changed_on_the_source_costs_none_of_those_that_share_its_snapshot() {
+    let mut world = in_mid_copy();
+    world.job.shared = Some(SnapshotId(70));
+    let at = world
+        .work_of(Side::Target)
+        .iter()
+        .position(|w| *w == Work::Copy);
+    let fault = Fault::new(FaultKind::SourceChanged, "table t was truncated");
+    world.end_with(Side::Target, at.unwrap(), Some(fault));
+    assert_eq!((world.job.kept.tables, world.job.epoch.0), (1, 1));
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!cleaned(&world));
 }
 
 #[test]
