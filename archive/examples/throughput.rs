@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use steep_archive::chunk::Packer;
-use steep_archive::{Archive, Contents, Identity, Keys, Location, PlannedTable, Source, Writing};
+use steep_archive::{
+    Archive, Contents, Finished, Identity, Keys, Location, PlannedTable, Source, Writing,
+};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{Identifier, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableName};
@@ -111,7 +113,7 @@ async fn main() -> Result<(), Failed> {
         codec,
         encryption: keys.facts().map(|facts| facts.encrypts.clone()),
     };
-    let writing = Archive::create(&location, identity, &keys).await?;
+    let writing = Archive::create(&location, identity, &keys, &Finished::default()).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for no in (0..PARTS).map(PartNo) {
         tasks.spawn(write_part(writing.clone(), no, chunks));

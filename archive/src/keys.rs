@@ -133,14 +133,19 @@ impl Keys {
 
     fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self, KeyFileError> {
         let path = || path.to_owned();
-        let text = String::from_utf8(bytes).map_err(|_| KeyFileError::Line {
-            path: path(),
-            line: 1,
-            why: "not text".to_owned(),
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let whole = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            KeyFileError::Line {
+                path: path(),
+                line: 1 + memchr::memchr_iter(b'\n', whole).count(),
+                why: "not text in UTF-8".to_owned(),
+            }
         })?;
         let text = SecretString::from(text);
         let (mut identities, mut further) = (Vec::new(), Vec::new());
-        for (at, line) in text.expose_secret().lines().enumerate() {
+        // Some editors begin a file with a byte order mark.
+        let lines = text.expose_secret().trim_start_matches('\u{feff}').lines();
+        for (at, line) in lines.enumerate() {
             match read_line(line.trim()) {
                 Ok(Line::Nothing) => {}
                 Ok(Line::Identity(identity)) => identities.push(identity),
@@ -245,6 +250,16 @@ fn read_line(line: &str) -> Result<Line, String> {
     if line.is_empty() || line.starts_with('#') {
         return Ok(Line::Nothing);
     }
+    if let Some((_, rest)) = line
+        .split_once(char::is_whitespace)
+        .filter(|(key, _)| is_key(key))
+    {
+        return Err(match rest.trim_start().starts_with('#') {
+            true => "a key with a comment behind it: write the comment on a line of its own",
+            false => "a key with something else behind it: write each key on a line of its own",
+        }
+        .to_owned());
+    }
     if line.starts_with(SECRET) {
         let identity = line.parse::<x25519::Identity>();
         let wrong = |_| "not a whole secret key: it was cut off or mistyped".to_owned();
@@ -268,6 +283,11 @@ fn read_line(line: &str) -> Result<Line, String> {
     Err(format!(
         "{what}: a key is AGE-SECRET-KEY-1…, as age-keygen writes it, or age1…"
     ))
+}
+
+/// Whether a word begins like a key.
+fn is_key(word: &str) -> bool {
+    word.starts_with(SECRET) || word.starts_with("age1")
 }
 
 /// The public half of a key.
@@ -312,7 +332,7 @@ pub(crate) mod tests {
         let (other, friend) = (keys(&new_key()), keys(&new_key()));
         let (other_line, friend_line) = (&recipients(&other)[0], &recipients(&friend)[0]);
         let text = format!(
-            "# a comment\r\n\n {SECRET_KEY}\n{friend_line}\n{PUBLIC_KEY}\n{}\n",
+            "\u{feff}# a comment\r\n\n {SECRET_KEY}\n{friend_line}\n{PUBLIC_KEY}\n{}\n",
             new_key()
         );
         let both = keys(&text);
@@ -345,6 +365,15 @@ pub(crate) mod tests {
             ("-----BEGIN OPENSSH PRIVATE KEY-----", "SSH"),
             ("age-encryption.org/v1", "an encrypted file"),
             ("hunter2-hunter2-hunter2", "neither"),
+            (
+                &format!("{SECRET_KEY} # mine"),
+                "comment on a line of its own",
+            ),
+            (
+                &format!("{PUBLIC_KEY}\t#friend"),
+                "comment on a line of its own",
+            ),
+            (&format!("{PUBLIC_KEY} {PUBLIC_KEY}"), "each key on a line"),
         ] {
             let text = format!("# comment\n{line}\n");
             let error = Keys::parse(Path::new("/key"), text.into_bytes()).unwrap_err();
@@ -356,6 +385,9 @@ pub(crate) mod tests {
                 "{shown}"
             );
         }
+        let bytes = [PUBLIC_KEY.as_bytes(), b"\n# comment\n\xff\n"].concat();
+        let error = Keys::parse(Path::new("/key"), bytes).unwrap_err();
+        assert!(error.to_string().contains("line 3 of"), "{error}");
         let empty = Keys::parse(Path::new("/key"), b"# nothing\n".to_vec());
         assert!(matches!(empty, Err(KeyFileError::Empty { .. })));
         let many = iter::repeat_with(new_key).take(IDENTITIES_MAX + 1);

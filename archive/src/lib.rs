@@ -50,4 +50,4 @@ pub use manifest::{
 pub use read::{Archive, StoredReader};
 pub use schema::Schema;
 pub use verify::{Progress, Verified};
-pub use write::{Contents, Identity, PartFile, PlannedTable, Writing};
+pub use write::{Contents, Finished, Identity, PartFile, PlannedTable, Writing};

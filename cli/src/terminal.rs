@@ -74,11 +74,21 @@ pub(crate) fn folded(text: &str) -> String {
 
 /// Writes text to stdout. A reader that has gone ends the process, as it does everywhere in a pipe.
 pub(crate) fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    if written.is_err() {
+    if let Err(error) = try_print(text) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            tell(&format!("error: cannot write to stdout: {error}"));
+        }
         std::process::exit(i32::from(ERROR));
     }
+}
+
+/// Writes text to stdout, where what follows matters even if nobody reads it.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn try_print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Writes a line to stdout.

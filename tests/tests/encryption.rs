@@ -226,6 +226,10 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
     let id = made["snapshot_id"].as_str().context("an id")?.to_owned();
     let input = place.to_str().context("UTF-8")?;
 
+    let recorded =
+        "SELECT recipients[1] FROM steep_repl.snapshots WHERE cardinality(recipients) = 1";
+    assert_eq!(source.sql(recorded)?, recipient);
+
     // The key of the source's agent is another one now, and the target's agent has none.
     give_key(&mut cluster, "node_a", &other)?;
     for (which, further) in [
@@ -351,4 +355,34 @@ fn an_agent_with_a_key_that_cannot_be_used_says_why_and_does_not_start() -> Resu
     let shown = print(&flags, Some(&key))?;
     ensure!(shown.contains("snapshot-key = \"/from/flag\""), "{shown}");
     give_key(&mut cluster, "node_b", &key)
+}
+
+#[test]
+fn a_key_whose_recipient_cannot_be_printed_is_named_with_its_file() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let key = scratch.path().join("k");
+    for json in [&[][..], &["--json"]] {
+        let mut keygen = Command::new(Binaries::beside_me()?.cli());
+        keygen.args(["snapshot", "keygen", "--output"]).arg(&key);
+        keygen.args(json).env("HOME", scratch.path());
+        let full = fs::File::options().write(true).open("/dev/full")?;
+        let output = keygen.stdout(full).output()?;
+        let said = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let file = fs::read_to_string(&key)?;
+        let recipient = file
+            .split_whitespace()
+            .find(|word| word.starts_with("age1"));
+        let path = key.display().to_string();
+        for part in [
+            path.as_str(),
+            recipient.context("a recipient")?,
+            "exists",
+            "No space",
+        ] {
+            ensure!(said.contains(part), "{part} is not in {said}");
+        }
+        fs::remove_file(&key)?;
+    }
+    Ok(())
 }

@@ -93,6 +93,7 @@ fn what_is_upgraded_is_what_is_made_anew_and_its_rows_are_kept() -> Result<()> {
         "steep_repl--1.1--1.2.sql",
         "steep_repl--1.2--1.3.sql",
         "steep_repl--1.3--1.4.sql",
+        "steep_repl--1.4--1.5.sql",
     ];
     as_agents_made_it(&plain, &scripts)?;
 
@@ -135,16 +136,16 @@ fn agents_upgrade_what_is_there_and_an_extension_of_the_sources_is_not_copied() 
     cluster.wait_online(&nodes)?;
     for database in [&source, &plain] {
         wait::until_true("the schema to be of this version", LIMIT, || {
-            Ok(database.sql("SELECT max(version) FROM steep_repl.schema_version")? == "5")
+            Ok(database.sql("SELECT max(version) FROM steep_repl.schema_version")? == "6")
         })?;
     }
-    assert_eq!(source.sql(EXTENSION)?, "1.4");
+    assert_eq!(source.sql(EXTENSION)?, "1.5");
     source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
     // Both targets read the dump of a source with the extension.
     let init = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
     cluster.init(&[])?.expect(0)?;
     cluster.cli(&init)?.expect(0)?;
-    for (target, extension) in [(&plain, ""), (&extended, "1.4")] {
+    for (target, extension) in [(&plain, ""), (&extended, "1.5")] {
         compare::rows(&source, target)?.none()?;
         assert_eq!(target.sql(EXTENSION)?, extension);
         let stored = "SELECT count(*) FROM steep_repl.schema_fingerprints WHERE node_id = 'node_a'";

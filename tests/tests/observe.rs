@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 37] = [
+const ELSEWHERE: [&str; 38] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -258,6 +258,7 @@ const ELSEWHERE: [&str; 37] = [
     "snapshot.generated",
     "snapshot.applied",
     "snapshot.retried",
+    "snapshot.reader_changed",
     "snapshot.lost",
     "snapshot.superseded",
     "snapshot.wal_held",

@@ -368,11 +368,11 @@ fn a_manifest_that_was_edited_is_refused_though_its_checksum_fits() -> Result<()
     let sum = String::from_utf8(sum)?;
     manifest["checksum"] = sum.split_whitespace().next().context("a sum")?.into();
     fs::write(&file, manifest.to_string())?;
-    cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
     let apply = [
         "snapshot", "apply", "--target", "node_b", "--input", text, "--yes", "--json",
     ];
-    for command in [&["snapshot", "verify", &id, "--json"][..], &apply] {
+    let verify = |which| ["snapshot", "verify", which, "--json"];
+    for command in [&verify(&id)[..], &verify(text), &apply] {
         let refused = cluster.cli(command)?.expect(1)?;
         ensure!(
             refused.text().contains("is not the one that was written"),

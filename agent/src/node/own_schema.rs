@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 5] = [
+const VERSIONS: [Version; 6] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -41,6 +41,10 @@ const VERSIONS: [Version; 5] = [
     Version {
         name: "1.4",
         script: include_str!("../../../extension/steep_repl--1.3--1.4.sql"),
+    },
+    Version {
+        name: "1.5",
+        script: include_str!("../../../extension/steep_repl--1.4--1.5.sql"),
     },
 ];
 

@@ -168,6 +168,14 @@ impl Agent {
                 let found = stored::carried::find(&self.reader(), &location).await?;
                 Ok(Outcome::Found(found))
             }
+            Command::Node(NodeCommand::CheckPlace { location }) => {
+                stored::check_place(&location, &self.node).await?;
+                Ok(Outcome::Done)
+            }
+            Command::Node(NodeCommand::CheckStored { place }) => {
+                stored::check_loadable(&self.reader(), &place).await?;
+                Ok(Outcome::Done)
+            }
         }
     }
 

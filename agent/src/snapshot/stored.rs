@@ -20,8 +20,13 @@ use super::sharing::Sharing;
 use crate::chunk::{FrameReader, PartReader, ReadStep};
 use crate::stored::fault;
 
-const UNCHANGED: &str =
-    "nothing was changed; steep-repl snapshot verify names everything that is wrong";
+/// What to do about files that are missing or damaged.
+const PUT_BACK: &str =
+    "put these files back from a copy; steep-repl snapshot verify names everything that is wrong";
+
+/// What to do about another snapshot's files, or those that somebody has edited.
+const REPLACED: &str = "put the snapshot's own files there, or name the place where they are: steep-repl snapshot verify \
+                        says of any place whether its manifest is the one that the coordinator has recorded";
 
 /// Appends the rows of extensions' tables to the pre-data section, and how many bytes they have: a length
 /// at the very end, because any text within could be somebody's.
@@ -208,7 +213,7 @@ impl StoredSnapshot {
         let snapshot = wanted.snapshot;
         let failed = |text: String| {
             let fault = Fault::new(FaultKind::StoreDamaged, text).on(node);
-            fault.hint(UNCHANGED)
+            fault.hint(REPLACED)
         };
         let found = archive.manifest().snapshot_id;
         if found != snapshot {
@@ -267,7 +272,7 @@ impl StoredSnapshot {
         let place = self.archive.location();
         let text = format!("the snapshot in {place} is damaged: {what}");
         let kind = FaultKind::StoreDamaged;
-        Err(Fault::new(kind, text).on(node).hint(UNCHANGED))
+        Err(Fault::new(kind, text).on(node).hint(PUT_BACK))
     }
 
     fn manifest(&self) -> &Manifest {

@@ -68,7 +68,7 @@ pub(crate) async fn find(reader: &Reader, location: &str) -> Result<FoundSnapsho
 
 #[cfg(test)]
 mod tests {
-    use steep_archive::{Contents, Identity, Keys, Location, Source, generate_key};
+    use steep_archive::{Contents, Finished, Identity, Keys, Location, Source, generate_key};
     use steep_protocol::stored::StoredCodec;
     use steep_protocol::{Identifier, Lsn, NodeId, SnapshotId};
 
@@ -85,7 +85,9 @@ mod tests {
             codec: StoredCodec::None,
             encryption: keys.facts().map(|facts| facts.encrypts.clone()),
         };
-        let writing = Archive::create(location, identity, keys).await.unwrap();
+        let finished = Finished::default();
+        let creating = Archive::create(location, identity, keys, &finished);
+        let writing = creating.await.unwrap();
         writing.schema(b"", b"").await.unwrap();
         writing.sequences(&[]).await.unwrap();
         let contents = Contents {

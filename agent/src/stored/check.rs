@@ -6,7 +6,7 @@ use backon::{ConstantBuilder, Retryable as _};
 use steep_archive::{Archive, Keys};
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
-use steep_protocol::message::snapshot::VerifiedSnapshot;
+use steep_protocol::message::snapshot::{Compared, VerifiedSnapshot};
 use steep_protocol::{Fault, FaultKind, Phase, SnapshotId};
 use tracing::{info, warn};
 
@@ -63,6 +63,9 @@ pub(crate) async fn verify(
         unread: verified.unread,
         problems: problems.map(ToString::to_string).collect(),
         problems_total: verified.problems.len() as u64,
+        compared: Compared::Nothing {
+            why: "the coordinator has not looked at it yet".to_owned(),
+        },
     })
 }
 

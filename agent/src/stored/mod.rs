@@ -48,6 +48,24 @@ pub(crate) async fn open(
     Ok(snapshot)
 }
 
+/// Whether a job could load a stored snapshot from there: what it checks before it changes anything.
+pub(crate) async fn check_loadable(reader: &Reader, stored: &StoredPlace) -> Result<(), Fault> {
+    let snapshot = open(reader, stored, 1).await?;
+    if stored.verify {
+        snapshot.check(&reader.node).await?;
+    }
+    Ok(())
+}
+
+/// Whether a snapshot could be stored there. What may pass is waited for once it is being made.
+pub(crate) async fn check_place(location: &str, node: &NodeId) -> Result<(), Fault> {
+    let place = locate(location, node)?;
+    match Archive::check_vacant(&place).await {
+        Err(error) if !error.may_pass() && !error.is_full() => Err(fault(&error, node)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// The fault of an archive's error, also of a file that turns out to be wrong while it is read.
 pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
     let hint = match error {

@@ -73,12 +73,17 @@ pub(crate) async fn sealed(
              SET expires_at = now() + $2::int8 * interval '1 second' WHERE slot_name = $1 \
              RETURNING expires_at), \
          written AS (INSERT INTO steep_repl.snapshots (snapshot_id, source_node, location, lsn, \
-                 slot_name, rows, bytes, expires_at) \
-             SELECT $3, $4, $5, $6::text::pg_lsn, $1, $7, $8, expires_at FROM kept \
+                 slot_name, rows, bytes, recipients, expires_at) \
+             SELECT $3, $4, $5, $6::text::pg_lsn, $1, $7, $8, $9::text[], expires_at FROM kept \
              ON CONFLICT (snapshot_id) DO UPDATE SET location = excluded.location, lsn = excluded.lsn, \
-                 rows = excluded.rows, bytes = excluded.bytes, expires_at = excluded.expires_at) \
+                 rows = excluded.rows, bytes = excluded.bytes, recipients = excluded.recipients, \
+                 expires_at = excluded.expires_at) \
          SELECT (extract(epoch FROM expires_at) * 1000000)::int8 FROM kept";
     let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let recipients = manifest.encryption.as_ref().map(|encryption| {
+        let all = encryption.recipients.iter();
+        all.map(ToString::to_string).collect::<Vec<String>>()
+    });
     let values: &Values<'_> = &[
         &slot(task),
         &seconds(expires_seconds),
@@ -88,6 +93,7 @@ pub(crate) async fn sealed(
         &manifest.lsn.to_string(),
         &count(manifest.totals.rows.0),
         &count(manifest.totals.bytes.0),
+        &recipients,
     ];
     let row = session
         .run(&task.cancel, session.query_one(sql, values))

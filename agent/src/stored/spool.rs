@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use steep_archive::{StoredReader, Writing};
+use steep_archive::{Finished, StoredReader, Writing};
 use steep_protocol::PartNo;
 use tokio::sync::Notify;
 
@@ -17,6 +17,8 @@ use crate::snapshot::stored::StoredSnapshot;
 /// Where the parts of an open snapshot are besides PostgreSQL.
 #[derive(Debug, Default)]
 pub(crate) struct Spool {
+    /// What was written, over all attempts: the snapshot is not open any longer than this is in memory.
+    finished: Finished,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -54,6 +56,10 @@ pub(crate) enum Spooled {
 pub(super) struct Filler(Arc<Spool>);
 
 impl Spool {
+    pub(super) fn finished(&self) -> &Finished {
+        &self.finished
+    }
+
     /// The parts are about to be read into that archive, in that order.
     pub(super) fn fill(self: &Arc<Self>, writing: Writing, planned: VecDeque<PartNo>) -> Filler {
         *lock(&self.state) = State::Filling(Filling {
@@ -165,7 +171,9 @@ mod tests {
             encryption: None,
         };
         let keys = Keys::default();
-        Archive::create(&location, identity, &keys).await.unwrap()
+        let finished = Finished::default();
+        let creating = Archive::create(&location, identity, &keys, &finished);
+        creating.await.unwrap()
     }
 
     async fn write(writing: &Writing, part: PartNo) {

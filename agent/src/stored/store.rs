@@ -19,7 +19,7 @@ use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::peer::{CopyFormat, SchemaSection, TablePlan};
 use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
-use steep_protocol::{Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
+use steep_protocol::{Fault, FaultKind, Identifier, NodeId, PartNo, Phase, SnapshotId};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -46,8 +46,8 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 /// How often the slot's note is renewed while rows are read.
 const RENEW_EVERY: Duration = Duration::from_secs(600);
 
-/// Stores the snapshot, closes it, and records it. Repeated after a failure it keeps the parts that are
-/// whole, while the snapshot lives. A spool leaves some of its disk free.
+/// Stores the snapshot, closes it, and records it. Repeated after a failure it keeps the parts that it has
+/// written, as long as the snapshot lives and with it the memory of them. A spool leaves some of its disk free.
 ///
 /// Fails where the snapshot is lost, or with the store's fault: of a full or busy one, `Retry::Backoff`.
 pub(crate) async fn store(
@@ -67,11 +67,16 @@ pub(crate) async fn store(
         encryption: encryption(task, &request.store.encrypt, keys)?,
     };
     let session = task.connect("snapshot").await?;
-    let archive = match Archive::create(&location, identity, keys).await {
+    let finished = open.spool().finished();
+    let archive = match Archive::create(&location, identity, keys, finished).await {
         Ok(writing) => write(task, open, (&request, writing), (&session, limits)).await?,
         // Only its record is missing.
         Err(Error::Complete { found, .. }) if found == Some(snapshot) => {
-            Archive::open(&location, keys).await.map_err(failed)?
+            let archive = Archive::open(&location, keys).await.map_err(failed)?;
+            if !finished.is_sealed_by(archive.manifest()) {
+                return Err(another_writer(&location, &task.node));
+            }
+            archive
         }
         Err(error) => return Err(failed(error)),
     };
@@ -84,6 +89,16 @@ pub(crate) async fn store(
     let sealed = seal(task, &session, of, request.expires_seconds).await;
     session.close().await;
     sealed
+}
+
+/// A manifest with this snapshot's id that the agent has not written.
+fn another_writer(location: &Location, node: &NodeId) -> Fault {
+    let text = format!(
+        "{location} holds a complete snapshot with the id of the one that is being made, and this agent did not write it"
+    );
+    Fault::new(FaultKind::Failed, text)
+        .on(node)
+        .hint("find out who else can write there, and generate the snapshot in a place that only the agent can write to")
 }
 
 /// How the files are encrypted. The coordinator has shown to whom: another key would be a surprise.

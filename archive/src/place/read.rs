@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::Place;
+use super::{Digests, FileDigests, Place};
+use crate::blocking::offload;
 use crate::error::{Error, Problem, ProblemKind};
 use crate::name::FileName;
 
@@ -66,5 +67,23 @@ impl FileReader {
             }
             Ok(bytes)
         });
+    }
+}
+
+impl Place {
+    /// The digests of so many bytes of a file as it is stored.
+    ///
+    /// # Errors
+    /// [`ProblemKind::Truncated`] where it is shorter, or the place's own error.
+    pub(crate) async fn digests(&self, name: FileName, length: u64) -> Result<FileDigests, Error> {
+        let mut file = FileReader::new(self.clone(), name, length, FileReader::PIECE);
+        let mut digests = Digests::default();
+        while let Some(bytes) = file.next().await? {
+            offload(&mut digests, move |digests: &mut Digests| {
+                digests.update(&bytes);
+            })
+            .await;
+        }
+        Ok(digests.finish())
     }
 }

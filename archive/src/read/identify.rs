@@ -3,13 +3,11 @@
 use steep_protocol::frame::HEAD_LENGTH;
 
 use super::Archive;
-use crate::blocking::offload;
 use crate::content::{ContentReader, Digesting};
 use crate::error::{Error, Problem, ProblemKind};
 use crate::index::IndexSums;
 use crate::manifest::StoredPart;
 use crate::name::{Cipher, FileName};
-use crate::place::{Digests, FileDigests, FileReader};
 
 /// Longer indexes of wrong length are not read to say what they are: a part of 6 TB.
 const READ_MAX: u64 = 1024 * 1024 * 1024;
@@ -39,7 +37,7 @@ impl Archive {
         }
         if name.cipher() != Cipher::None {
             // Whatever was changed cannot be decrypted: what it is shows before.
-            let digest = self.stored_digests(name, length).await?.blake3;
+            let digest = self.place().digests(name, length).await?.blake3;
             if digest != part.index_blake3 {
                 return problem(
                     self.wrong_index(digest.0, (length, expected))
@@ -70,8 +68,14 @@ impl Archive {
             };
         }
         let is_whole = broken.is_none() && sums.rows.is_some();
+        let as_long = (sums.chunks, sums.bytes, sums.stored_bytes, sums.rows)
+            == (part.chunks, part.bytes, part.stored_bytes, Some(part.rows));
         match self.wrong_index(digest, (length, expected)) {
             Some(kind @ ProblemKind::Swapped { .. }) => problem(kind),
+            // A digest in it was changed.
+            None if is_whole && as_long => problem(ProblemKind::Damaged(
+                "it is not the one that was written".to_owned(),
+            )),
             _ if is_whole => {
                 let why = "it is the index of a part that the manifest does not name".to_owned();
                 problem(ProblemKind::Foreign(why))
@@ -152,7 +156,10 @@ impl Archive {
         if length == 0 || others().next().is_none() {
             return Ok(None);
         }
-        let digest = self.stored_digests(self.data_name(part.no), length).await?;
+        let digest = self
+            .place()
+            .digests(self.data_name(part.no), length)
+            .await?;
         let other = others().find(|other| other.blake3 == digest.blake3);
         Ok(other.map(|other| self.data_name(other.no).to_string()))
     }
@@ -163,7 +170,7 @@ impl Archive {
         let name = self.data_name(part.no);
         let length = self.place().length(name).await?;
         self.check_length(part, length).await?;
-        let digests = self.stored_digests(name, part.stored_bytes.0).await?;
+        let digests = self.place().digests(name, part.stored_bytes.0).await?;
         if (digests.sha256, digests.blake3) == (part.sha256, part.blake3) {
             return Ok(());
         }
@@ -172,23 +179,5 @@ impl Archive {
             None => ProblemKind::Damaged("its digests are not those of the manifest".to_owned()),
         };
         Err(Problem::new(name, kind).at(self.location()))
-    }
-
-    /// The digests of so many bytes of a file as it is stored.
-    pub(super) async fn stored_digests(
-        &self,
-        name: FileName,
-        length: u64,
-    ) -> Result<FileDigests, Error> {
-        let place = self.place().clone();
-        let mut file = FileReader::new(place, name, length, FileReader::PIECE);
-        let mut digests = Digests::default();
-        while let Some(bytes) = file.next().await? {
-            offload(&mut digests, move |digests: &mut Digests| {
-                digests.update(&bytes);
-            })
-            .await;
-        }
-        Ok(digests.finish())
     }
 }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use steep_protocol::encryption::Encryption;
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::{ByteCount, PartNo};
 
@@ -23,7 +24,7 @@ use crate::name::FileName;
 use crate::place::{FileDigests, Place, Purpose};
 use crate::schema::{self, SCHEMA_MAX, Schema};
 use crate::sequences::{self, SEQUENCES_MAX};
-use crate::write::{Identity, Writing};
+use crate::write::{Finished, Identity, Writing};
 
 pub use part::StoredReader;
 pub(crate) use presence::problem;
@@ -44,9 +45,9 @@ struct Shared {
 }
 
 impl Archive {
-    /// Begins to write a snapshot, or goes on with the same one after its writer was killed. A directory is
-    /// locked, for this process's readers too, until everything that writes to it is dropped. An encrypted one is
-    /// encrypted with `keys`.
+    /// Begins to write a snapshot, or goes on with the same one, of which `finished` is what has been written. A
+    /// directory is locked, for this process's readers too, until everything that writes to it is dropped. An encrypted
+    /// one is encrypted with `keys`.
     ///
     /// # Errors
     /// [`Error::Complete`] or [`Error::Occupied`] if something else is there, [`Error::Locked`],
@@ -56,8 +57,19 @@ impl Archive {
         location: &Location,
         identity: Identity,
         keys: &Keys,
+        finished: &Finished,
     ) -> Result<Writing, Error> {
-        Writing::create(location, identity, keys).await
+        Writing::create(location, identity, keys, finished).await
+    }
+
+    /// Whether a snapshot can be begun there, as far as that shows without writing a file: a directory is made where there
+    /// is none.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn check_vacant(location: &Location) -> Result<(), Error> {
+        let place = Place::open(location, Purpose::Write).await?;
+        crate::write::check_vacant(&place).await
     }
 
     /// Opens a complete snapshot: reads its manifest. `keys` are for one that is encrypted; whether they fit is checked
@@ -65,7 +77,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`Error::Incomplete`] if there is none, [`Error::Problem`] if its manifest is damaged or another
-    /// snapshot's, [`Error::Locked`] while it is written or deleted, or the place's own error.
+    /// snapshot's, or the claim says something else, [`Error::Locked`] while it is written or deleted, or the place's own error.
     pub async fn open(location: &Location, keys: &Keys) -> Result<Self, Error> {
         let place = Place::open(location, Purpose::Read).await?;
         Self::open_in(place, keys).await
@@ -80,15 +92,8 @@ impl Archive {
         let manifest = blocking(move || Manifest::decode(&bytes)).await;
         let manifest = manifest
             .map_err(|why| Problem::damaged(FileName::Manifest, why).at(place.location()))?;
-        if let Some(claim) = crate::write::claim(&place).await?
-            && claim.snapshot_id != manifest.snapshot_id
-        {
-            let why = format!(
-                "it is of {}, the pieces here are of {}",
-                manifest.snapshot_id, claim.snapshot_id
-            );
-            let kind = ProblemKind::Foreign(why);
-            return Err(Problem::new(FileName::Manifest, kind).at(place.location()));
+        if let Some(claim) = crate::write::claim(&place).await? {
+            compare(&claim, &manifest).map_err(|problem| problem.at(place.location()))?;
         }
         Ok(Self::of(place, manifest, keys.clone()))
     }
@@ -226,7 +231,7 @@ impl Archive {
     /// Checks a file as it is stored.
     async fn check_stored(&self, file: &Recorded) -> Result<(), Error> {
         let length = self.check_recorded_length(file).await?;
-        let digests = self.stored_digests(file.name, length).await?;
+        let digests = self.place().digests(file.name, length).await?;
         self.check_digests(file, Some(digests))
     }
 
@@ -258,6 +263,42 @@ impl Archive {
         let why = "its digests are not those of the manifest";
         Err(Problem::damaged(file.name, why).at(self.location()))
     }
+}
+
+/// Compares what the claim and the manifest both say.
+fn compare(claim: &Identity, manifest: &Manifest) -> Result<(), Problem> {
+    if claim.snapshot_id != manifest.snapshot_id {
+        let why = format!(
+            "it is of {}, the pieces here are of {}",
+            manifest.snapshot_id, claim.snapshot_id
+        );
+        let kind = ProblemKind::Foreign(why);
+        return Err(Problem::new(FileName::Manifest, kind));
+    }
+    let encryption = |encryption: &Option<Encryption>| match encryption {
+        Some(encryption) => format!("encrypted to {}", encryption.recipients),
+        None => "not encrypted".to_owned(),
+    };
+    let differs = if claim.codec != manifest.codec {
+        (claim.codec.to_string(), manifest.codec.to_string())
+    } else if claim.encryption != manifest.encryption {
+        (
+            encryption(&claim.encryption),
+            encryption(&manifest.encryption),
+        )
+    } else if (&claim.node_id, claim.lsn) != (&manifest.source.node_id, manifest.lsn) {
+        (
+            format!("of {} at {}", claim.node_id, claim.lsn),
+            format!("of {} at {}", manifest.source.node_id, manifest.lsn),
+        )
+    } else {
+        return Ok(());
+    };
+    let why = format!(
+        "it says that the files are {}, and manifest.json that they are {}",
+        differs.0, differs.1
+    );
+    Err(Problem::damaged(FileName::Claim, why))
 }
 
 /// What the manifest says of a file that is read as a whole.

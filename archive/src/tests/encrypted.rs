@@ -5,10 +5,6 @@ use std::fs;
 use super::*;
 use crate::keys::KeyProblem;
 
-fn recipient(keys: &Keys) -> String {
-    keys.facts().unwrap().encrypts.recipients.to_string()
-}
-
 #[tokio::test]
 async fn all_but_two_files_are_encrypted_and_the_manifest_says_so() {
     let keys = keys(&new_key());
@@ -240,11 +236,13 @@ async fn a_file_that_is_encrypted_to_another_key_is_named() {
 }
 
 #[tokio::test]
-async fn a_killed_writers_parts_are_kept_only_if_they_are_read_and_right() {
+async fn encrypted_parts_are_kept_if_they_are_right_also_by_whoever_cannot_read_them() {
     let key = keys(&new_key());
     let (_dir, location, path) = directory();
     let identity = || identity_with(StoredCodec::Lz4, &key);
-    let writing = Archive::create(&location, identity(), &key).await.unwrap();
+    let finished = Finished::default();
+    let writing = Archive::create(&location, identity(), &key, &finished);
+    let writing = writing.await.unwrap();
     let mut whole = Vec::new();
     for no in 0..6 {
         let text = rows(no.into(), 300_000);
@@ -257,7 +255,8 @@ async fn a_killed_writers_parts_are_kept_only_if_they_are_read_and_right() {
     flip(&at("0000003.index.age"), |length| length - 1);
     fs::copy(at("0000000.index.age"), at("0000004.index.age")).unwrap();
     fs::write(at("0000005.copy.lz4"), "a plain file among them").unwrap();
-    let writing = Archive::create(&location, identity(), &key).await.unwrap();
+    let writing = Archive::create(&location, identity(), &key, &finished);
+    let writing = writing.await.unwrap();
     assert_eq!(writing.kept(2).await.unwrap(), [whole[0], whole[5]]);
     assert_eq!(files(&path).len(), 5, "{:?}", files(&path));
     drop(writing);
@@ -276,19 +275,16 @@ async fn a_killed_writers_parts_are_kept_only_if_they_are_read_and_right() {
         ),
     ] {
         let keys = other_keys.as_ref().unwrap_or(&key);
-        let error = Archive::create(&location, other, keys).await.unwrap_err();
+        let error = create(&location, other, keys).await.unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
 
-    // With recipients alone nothing can be read again: all is written anew, and reads as before.
+    // Recipients alone suffice: what is stored is compared, and not read.
     let only = keys(&recipient(&key));
-    let writing = Archive::create(&location, identity(), &only).await.unwrap();
-    assert_eq!(writing.kept(2).await.unwrap(), []);
-    for no in 0..2 {
-        write_part(&writing, no, &rows(no.into(), 300_000))
-            .await
-            .unwrap();
-    }
+    let writing = Archive::create(&location, identity(), &only, &finished);
+    let writing = writing.await.unwrap();
+    assert_eq!(writing.kept(2).await.unwrap(), [whole[0], whole[5]]);
+    write_part(&writing, 1, &rows(1, 300_000)).await.unwrap();
     write_rest(&writing, &[0, 1]).await.unwrap();
     drop(writing);
     let archive = Archive::open(&location, &key).await.unwrap();
@@ -300,6 +296,23 @@ async fn a_killed_writers_parts_are_kept_only_if_they_are_read_and_right() {
         panic!("recipients read");
     };
     assert!(matches!(*why, KeyProblem::OnlyRecipients(_)));
+}
+
+#[tokio::test]
+async fn a_claim_of_another_encryption_than_the_manifests_is_named() {
+    let key = keys(&new_key());
+    let (_dir, location, path) = sample_with(StoredCodec::None, &key).await;
+    let file = path.join("snapshot.json");
+    let claim = fs::read_to_string(&file).unwrap();
+    let other = recipient(&keys(&new_key()));
+    fs::write(&file, claim.replace(&recipient(&key), &other)).unwrap();
+    let shown = Archive::open(&location, &key)
+        .await
+        .unwrap_err()
+        .to_string();
+    for part in ["snapshot.json is damaged", &other, &recipient(&key)] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
 }
 
 #[tokio::test]
@@ -318,7 +331,7 @@ async fn parts_are_read_by_whoever_follows_while_they_are_written() {
     let key = keys(&new_key());
     let (_dir, location, _) = directory();
     let identity = identity_with(StoredCodec::Zstd(1), &key);
-    let writing = Archive::create(&location, identity, &key).await.unwrap();
+    let writing = create(&location, identity, &key).await.unwrap();
     let text = rows(3, 5_000_000);
     write_part(&writing, 7, &text).await.unwrap();
     let mut reader = writing.reader(PartNo(7)).unwrap();

@@ -1,5 +1,7 @@
 use std::fs;
 
+use steep_protocol::frame::HEAD_LENGTH;
+
 use super::*;
 use crate::error::ProblemKind;
 
@@ -125,11 +127,22 @@ async fn a_file_that_is_longer_than_its_manifest_says_is_not_read() {
     }
 }
 
+/// All that an index says fits, but for one bit of a digest.
+#[tokio::test]
+async fn an_index_with_a_changed_digest_is_damaged_and_no_other_parts() {
+    let (_dir, location, path) = sample(StoredCodec::Lz4).await;
+    flip(&path.join("parts/0000000.index"), |_| HEAD_LENGTH - 1);
+    let expected = "parts/0000000.index is damaged: it is not the one that was written";
+    let (present, verified) = problems(&location, &Keys::default()).await;
+    assert_eq!(present, [expected]);
+    assert_eq!(verified, [expected]);
+}
+
 #[tokio::test]
 async fn a_part_of_another_snapshot_is_foreign() {
     let (_dir, location, path) = sample(StoredCodec::Lz4).await;
     let (_other_dir, other, other_path) = directory();
-    let writing = Archive::create(&other, identity(StoredCodec::Lz4), &Keys::default())
+    let writing = create(&other, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(9, 600_000)).await.unwrap();
@@ -167,6 +180,23 @@ async fn a_manifest_of_another_snapshot_or_a_damaged_one_is_refused() {
             .contains("manifest.json is from another snapshot"),
         "{error}"
     );
+
+    // The claim says how the files are read, as the manifest does.
+    for (other, said) in [
+        (claim.replace("\"none\"", "\"lz4\""), "that they are none"),
+        (
+            claim.replace("16/B374D848", "16/B374D849"),
+            "at 16/B374D849",
+        ),
+        (claim.replace("node_a", "node_b"), "of node_b"),
+    ] {
+        assert_ne!(claim, other);
+        fs::write(path.join("snapshot.json"), other).unwrap();
+        let error = Archive::open(&location, &Keys::default()).await;
+        let shown = error.unwrap_err().to_string();
+        assert!(shown.contains("snapshot.json is damaged"), "{shown}");
+        assert!(shown.contains(said), "{shown}");
+    }
 
     fs::write(path.join("snapshot.json"), claim).unwrap();
     flip(&path.join("manifest.json"), |_| 700);
@@ -252,7 +282,7 @@ async fn a_manifest_with_too_many_values_is_not_read() {
 async fn a_bomb_and_wrong_row_counts_are_found() {
     use steep_protocol::frame::FrameHead;
     let (_dir, location, _) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Zstd(3)), &Keys::default())
+    let writing = create(&location, identity(StoredCodec::Zstd(3)), &Keys::default())
         .await
         .unwrap();
     let payload = zstd::bulk::compress(&vec![0; 100_000_000], 3).unwrap();

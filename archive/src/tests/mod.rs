@@ -23,7 +23,8 @@ use crate::keys::tests::{keys, new_key};
 use crate::place::{Place, Purpose};
 use crate::write::PlannedTable;
 use crate::{
-    Archive, Contents, Error, Identity, Keys, Location, Manifest, Source, StoredPart, Writing,
+    Archive, Contents, Error, Finished, Identity, Keys, Location, Manifest, Source, StoredPart,
+    Writing,
 };
 
 const CODECS: [StoredCodec; 4] = [
@@ -49,6 +50,11 @@ fn identity_with(codec: StoredCodec, keys: &Keys) -> Identity {
         encryption: keys.facts().map(|facts| facts.encrypts.clone()),
         ..identity(codec)
     }
+}
+
+/// Whom those keys encrypt to.
+fn recipient(keys: &Keys) -> String {
+    keys.facts().unwrap().encrypts.recipients.to_string()
 }
 
 fn contents(parts: &[u32]) -> Contents {
@@ -103,6 +109,15 @@ fn noise(bytes: usize) -> Vec<u8> {
 
 fn lines(text: &[u8]) -> RowCount {
     RowCount(text.iter().filter(|b| **b == b'\n').count() as u64)
+}
+
+/// The first attempt to write one.
+async fn create(location: &Location, identity: Identity, keys: &Keys) -> Result<Writing, Error> {
+    Archive::create(location, identity, keys, &Finished::default()).await
+}
+
+async fn create_in(place: Place, identity: Identity, keys: &Keys) -> Result<Writing, Error> {
+    Writing::create_in(place, identity, keys, &Finished::default()).await
 }
 
 async fn write_part(writing: &Writing, no: u32, text: &[u8]) -> Result<StoredPart, Error> {
@@ -172,7 +187,7 @@ async fn sample(codec: StoredCodec) -> (tempfile::TempDir, Location, PathBuf) {
 async fn sample_with(codec: StoredCodec, keys: &Keys) -> (tempfile::TempDir, Location, PathBuf) {
     let (dir, location, path) = directory();
     let identity = identity_with(codec, keys);
-    let writing = Archive::create(&location, identity, keys).await.unwrap();
+    let writing = create(&location, identity, keys).await.unwrap();
     write_part(&writing, 0, &rows(1, 600_000)).await.unwrap();
     write_part(&writing, 1, &rows(2, 300_000)).await.unwrap();
     write_part(&writing, 2, b"").await.unwrap();

@@ -10,7 +10,7 @@ async fn every_codec_and_place_gives_back_what_was_stored() {
         let (_dir, location, _) = directory();
         for place in [memory().1, place(&location, Purpose::Write).await] {
             let texts = [rows(1, 2_500_000), noise(700_000), Vec::new()];
-            let writing = Writing::create_in(place.clone(), identity_with(codec, keys), keys)
+            let writing = create_in(place.clone(), identity_with(codec, keys), keys)
                 .await
                 .unwrap();
             for (no, text) in (0..).zip(&texts) {
@@ -49,7 +49,7 @@ async fn every_codec_and_place_gives_back_what_was_stored() {
 #[tokio::test]
 async fn parts_are_written_at_once() {
     let (_dir, location, _) = directory();
-    let writing = Archive::create(&location, identity(StoredCodec::Lz4), &Keys::default())
+    let writing = create(&location, identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let texts: Vec<_> = (0..8).map(|no| rows(no, 400_000)).collect();
@@ -94,7 +94,7 @@ async fn a_directory_that_others_can_write_to_is_refused() {
     let (_dir, location, path) = directory();
     std::fs::create_dir_all(&path).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let error = Archive::create(&location, identity(StoredCodec::None), &Keys::default())
+    let error = create(&location, identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Unsafe { .. }), "{error}");

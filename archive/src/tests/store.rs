@@ -16,7 +16,7 @@ async fn keys(store: &Arc<dyn ObjectStore>) -> Vec<String> {
 #[tokio::test]
 async fn a_long_part_is_uploaded_in_pieces_and_a_dropped_one_is_not_seen() {
     let (store, place) = memory();
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
+    let writing = create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     let text = rows(1, 20 * 1024 * 1024);
@@ -51,7 +51,7 @@ async fn a_slow_store_gives_the_same() {
     };
     let store = Arc::new(ThrottledStore::new(InMemory::new(), config));
     let place = Place::in_store(store, "slow");
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::Lz4), &Keys::default())
+    let writing = create_in(place.clone(), identity(StoredCodec::Lz4), &Keys::default())
         .await
         .unwrap();
     let text = noise(9 * 1024 * 1024);
@@ -65,7 +65,7 @@ async fn a_slow_store_gives_the_same() {
 #[tokio::test]
 async fn missing_and_shortened_objects_are_named() {
     let (store, place) = memory();
-    let writing = Writing::create_in(
+    let writing = create_in(
         place.clone(),
         identity(StoredCodec::Zstd(1)),
         &Keys::default(),
@@ -112,7 +112,7 @@ async fn missing_and_shortened_objects_are_named() {
 #[tokio::test]
 async fn objects_are_deleted_and_strangers_stay() {
     let (store, place) = memory();
-    let writing = Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
+    let writing = create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     write_part(&writing, 0, &rows(1, 1_000)).await.unwrap();
@@ -132,15 +132,13 @@ async fn objects_are_deleted_and_strangers_stay() {
 #[tokio::test]
 async fn a_bucket_is_claimed_once() {
     let (_store, place) = memory();
-    Writing::create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
+    create_in(place.clone(), identity(StoredCodec::None), &Keys::default())
         .await
         .unwrap();
     let other = Identity {
         snapshot_id: SnapshotId(1),
         ..identity(StoredCodec::None)
     };
-    let error = Writing::create_in(place, other, &Keys::default())
-        .await
-        .unwrap_err();
+    let error = create_in(place, other, &Keys::default()).await.unwrap_err();
     assert!(matches!(error, Error::Occupied { .. }), "{error}");
 }

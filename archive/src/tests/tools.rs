@@ -25,7 +25,7 @@ async fn standard_tools_open_every_part() {
         (StoredCodec::None, ".copy", "cat", &[]),
     ] {
         let (_dir, location, path) = directory();
-        let writing = Archive::create(&location, identity(codec), &Keys::default())
+        let writing = create(&location, identity(codec), &Keys::default())
             .await
             .unwrap();
         for (no, text) in (0..).zip([rows(1, 900_000), noise(600_000)]) {

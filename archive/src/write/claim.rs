@@ -46,14 +46,7 @@ pub(super) async fn take(place: &Place, identity: &Identity) -> Result<(), Error
     if let Some(found) = read(place).await? {
         return compare(place, &found, identity);
     }
-    let listing = place.list().await?;
-    if !listing.files.is_empty() {
-        return Err(Error::Occupied {
-            place: place.location().clone(),
-            found: None,
-            why: "; whose they are is unknown".to_owned(),
-        });
-    }
+    check_no_files(place).await?;
     let claim = Claim {
         format_version: format_version(identity.encryption.as_ref()),
         identity: identity.clone(),
@@ -73,6 +66,30 @@ pub(super) async fn take(place: &Place, identity: &Identity) -> Result<(), Error
             None => Err(error),
         },
     }
+}
+
+/// Refuses a place with files of any snapshot.
+pub(super) async fn check_vacant(place: &Place) -> Result<(), Error> {
+    match read(place).await? {
+        Some(found) => Err(Error::Occupied {
+            place: place.location().clone(),
+            found: Some(found.snapshot_id),
+            why: String::new(),
+        }),
+        None => check_no_files(place).await,
+    }
+}
+
+async fn check_no_files(place: &Place) -> Result<(), Error> {
+    let listing = place.list().await?;
+    if !listing.files.is_empty() {
+        return Err(Error::Occupied {
+            place: place.location().clone(),
+            found: None,
+            why: "; whose they are is unknown".to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn compare(place: &Place, found: &Identity, wanted: &Identity) -> Result<(), Error> {

@@ -1,9 +1,10 @@
 //! Writes a snapshot: parts in any order and at once, then schema and sequences, last the manifest.
 //!
-//! Nothing that is incomplete looks complete: without a manifest there is no snapshot. A killed writer's
-//! whole parts are kept by the next one, after they have been read again; encrypted ones if its key reads them.
+//! Nothing that is incomplete looks complete: without a manifest there is no snapshot. What an attempt has finished is
+//! kept by the next one if it still has the digests that [`Finished`] remembers; nothing that merely lies there is.
 
 mod claim;
+mod finished;
 mod kept;
 mod part;
 
@@ -33,6 +34,7 @@ use crate::sequences;
 
 pub use claim::Identity;
 pub(crate) use claim::read as claim;
+pub use finished::Finished;
 pub use part::PartFile;
 
 /// A snapshot that is being written. Clones write the same one.
@@ -46,6 +48,7 @@ struct Shared {
     place: Place,
     identity: Identity,
     keys: Keys,
+    finished: Finished,
     state: Mutex<State>,
 }
 
@@ -87,7 +90,7 @@ pub struct PlannedTable {
 }
 
 impl Writing {
-    /// Begins a snapshot, or goes on with the same one.
+    /// Begins a snapshot, or goes on with the same one, of which `finished` is what was written.
     ///
     /// # Errors
     /// [`Error::Complete`] or [`Error::Occupied`] if something else is there, [`Error::Locked`] while
@@ -97,15 +100,17 @@ impl Writing {
         location: &Location,
         identity: Identity,
         keys: &Keys,
+        finished: &Finished,
     ) -> Result<Self, Error> {
         let place = Place::open(location, Purpose::Write).await?;
-        Self::create_in(place, identity, keys).await
+        Self::create_in(place, identity, keys, finished).await
     }
 
     pub(crate) async fn create_in(
         place: Place,
         identity: Identity,
         keys: &Keys,
+        finished: &Finished,
     ) -> Result<Self, Error> {
         let own = keys.facts().map(|facts| &facts.encrypts);
         if identity.encryption.is_some() && identity.encryption.as_ref() != own {
@@ -125,6 +130,7 @@ impl Writing {
                 place,
                 identity,
                 keys: keys.clone(),
+                finished: finished.clone(),
                 state: Mutex::default(),
             }),
         })
@@ -166,14 +172,15 @@ impl Writing {
         pieces.bytes * (pieces.held + 1) + 2 * cipher_memory(self.names().cipher)
     }
 
-    /// The parts that an earlier process finished: each is read again and checked against its index, at
-    /// most `parallel` at once. Others' remains are removed. They need not be written again.
+    /// The parts that an earlier attempt finished: each is read again and compared with what is remembered of it, at
+    /// most `parallel` at once. They need not be written again. All other files of parts are removed.
     ///
     /// # Errors
-    /// The place's own error. A broken part is no error.
+    /// The place's own error. A part that is broken or another one is no error.
     pub async fn kept(&self, parallel: usize) -> Result<Vec<StoredPart>, Error> {
-        let of = (self.names(), &self.shared.keys);
-        let kept = kept::find(self.place(), of, parallel).await?;
+        let finished = &self.shared.finished;
+        let kept = kept::find(self.place(), self.names(), finished.parts(), parallel).await?;
+        finished.replace(&kept);
         let mut state = self.state();
         state.parts.extend(kept.iter().map(|part| (part.no, *part)));
         Ok(kept)
@@ -188,6 +195,7 @@ impl Writing {
             return Err(self.misuse(format!("part number {no} is over the limit of {PARTS_MAX}")));
         }
         // An index that stays would describe other data.
+        self.shared.finished.remove(no);
         let replaced = self.state().parts.remove(&no).is_some();
         if replaced {
             self.place().remove(vec![self.names().index(no)]).await?;
@@ -263,6 +271,7 @@ impl Writing {
         let bytes = manifest.encode().map_err(|why| self.misuse(why))?;
         self.remove_unplanned(&manifest).await?;
         self.place().remove_unfinished().await?;
+        self.shared.finished.sealing(&manifest);
         let written = self
             .place()
             .write(FileName::Manifest, Bytes::from(bytes), Existing::Refuse)
@@ -286,6 +295,11 @@ impl Writing {
         self.place().share()?;
         let keys = self.shared.keys.clone();
         Ok(Archive::of(self.place().clone(), manifest, keys))
+    }
+
+    fn add(&self, part: StoredPart) {
+        self.shared.finished.add(part);
+        self.state().parts.insert(part.no, part);
     }
 
     fn compose(&self, contents: Contents) -> Result<Manifest, Error> {
@@ -361,6 +375,14 @@ impl Writing {
             place: self.place().location().clone(),
             why,
         }
+    }
+}
+
+/// Whether nothing of any snapshot is in a place.
+pub(crate) async fn check_vacant(place: &Place) -> Result<(), Error> {
+    match found(place).await? {
+        Found::Nothing => claim::check_vacant(place).await,
+        found => Err(found.complete(place)),
     }
 }
 

@@ -78,7 +78,7 @@ impl PartFile {
                 Cipher::Age => Some(ByteCount(index.bytes)),
             },
         };
-        self.writing.state().parts.insert(self.no, part);
+        self.writing.add(part);
         Ok(part)
     }
 

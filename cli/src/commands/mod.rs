@@ -42,7 +42,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         Ok(code) => code,
         Err(failure) => {
             if terminal.json {
-                terminal::print_json(&json::error(&failure.0));
+                // stdout itself may be what failed: then stderr has it.
+                let _ = terminal::try_print(&format!("{}\n", json::error(&failure.0)));
             }
             terminal::tell(&failure::render(&failure.0, terminal.err));
             failure.exit_code()

@@ -284,5 +284,6 @@ pub(crate) fn snapshot(number: u64, state: SnapshotState) -> SnapshotView {
         warnings: Vec::new(),
         duration_seconds: 20.0,
         encryption: None,
+        manifest_checksum: None,
     }
 }

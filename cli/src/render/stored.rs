@@ -1,7 +1,7 @@
 //! Stored snapshots, for people.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
+use steep_protocol::message::snapshot::{Compared, SnapshotState, SnapshotView, VerifiedSnapshot};
 
 use super::table::{pairs, table};
 use super::{Paint, clean};
@@ -130,16 +130,22 @@ pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
     format!("snapshot {name}\n{}", pairs(&lines, 2, paint))
 }
 
-/// How far a snapshot is, in one line that changes rarely.
+/// How far a snapshot is and what is in its way, in one line that changes rarely.
 pub(crate) fn line(view: &SnapshotView) -> String {
     let (id, state) = (view.snapshot_id, view.state.name());
-    match view.state {
+    let line = match view.state {
         SnapshotState::Live => {
             let total = view.bytes_total.max(1);
             let tenth = view.bytes.saturating_mul(10) / total;
             format!("snapshot {id}: {state}, about {} %", (tenth * 10).min(100))
         }
         _ => format!("snapshot {id}: {state}"),
+    };
+    match &view.error_message {
+        Some(why) if matches!(view.state, SnapshotState::Opening | SnapshotState::Live) => {
+            format!("{line}; it waits, and tries again: {}", clean(why))
+        }
+        _ => line,
     }
 }
 
@@ -188,9 +194,19 @@ pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
         let why = paint.yellow(&clean(why));
         format!("  its rows were not read: {why}\n")
     });
+    let compared = match &verified.compared {
+        Compared::Recorded => String::new(),
+        Compared::Nothing { why } => {
+            let text = format!(
+                "its manifest was compared with nothing ({}): whoever can write there could have replaced everything",
+                clean(why)
+            );
+            format!("  {}\n", paint.yellow(&text))
+        }
+    };
     if verified.problems_total == 0 {
         return format!(
-            "snapshot {id} is {}: {sums}\n{unread}",
+            "snapshot {id} is {}: {sums}\n{unread}{compared}",
             paint.green("whole")
         );
     }
@@ -211,7 +227,7 @@ pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
     if further > 0 {
         text.push_str(&format!("  and {} more\n", count(further)));
     }
-    text + &unread
+    text + &unread + &compared
 }
 
 #[cfg(test)]
@@ -255,6 +271,7 @@ mod tests {
             unread: Some("there is no key for snapshots".to_owned()),
             problems: Vec::new(),
             problems_total: 0,
+            compared: Compared::Recorded,
         };
         for problem in [None, Some("parts/0000001.copy.age is missing".to_owned())] {
             found.problems_total = problem.iter().count() as u64;
@@ -264,6 +281,32 @@ mod tests {
                 assert!(text.contains(part), "{part} is not in {text}");
             }
             assert!(!text.contains("0 rows"), "{text}");
+            assert!(!text.contains("compared"), "{text}");
+            let shown = json::verified(&found);
+            assert_eq!(shown["manifest_compared"], true);
+            assert_eq!(shown["not_compared"], serde_json::Value::Null);
         }
+        let why = "no coordinator is given".to_owned();
+        found.compared = Compared::Nothing { why };
+        let text = verified(&found, Paint::Plain);
+        assert!(
+            text.contains("compared with nothing (no coordinator is given)"),
+            "{text}"
+        );
+        let shown = json::verified(&found);
+        assert_eq!(shown["manifest_compared"], false);
+        assert_eq!(shown["not_compared"], "no coordinator is given");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_in_the_line_of_a_snapshot_that_is_made() {
+        let mut view = samples::snapshot(7, SnapshotState::Live);
+        assert!(!line(&view).contains("waits"), "{}", line(&view));
+        view.error_message = Some("node_a: no space is left in /backup".to_owned());
+        let shown = line(&view);
+        assert!(
+            shown.contains("waits, and tries again: node_a: no space is left"),
+            "{shown}"
+        );
     }
 }

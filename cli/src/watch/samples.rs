@@ -2,6 +2,7 @@
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use steep_protocol::encryption::{Encryption, Recipients};
 use steep_protocol::message::api::{JobView, PhaseTime};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::job::{Confirmation, JobSpec};
@@ -162,6 +163,13 @@ pub(super) fn cluster() -> Model {
 }
 
 /// [`cluster`], with a snapshot that is read, one that holds much WAL, and one that is well.
+/// To one recipient.
+fn encryption() -> Encryption {
+    let recipient = format!("age1{}", "q".repeat(58)).parse();
+    let recipients = vec![recipient.expect("58 characters")];
+    Encryption::age(Recipients::try_from(recipients).expect("one recipient"))
+}
+
 pub(super) fn with_snapshots() -> Model {
     let mut model = cluster();
     let mut read = snapshot(0xa1, SnapshotState::Live);
@@ -169,6 +177,7 @@ pub(super) fn with_snapshots() -> Model {
     let mut well = snapshot(0xb2, SnapshotState::Sealed);
     well.wal_held_bytes = Some(16_777_216);
     well.expires_at = Some(at(30 + 3 * 3_600));
+    well.encryption = Some(encryption());
     let mut holds = snapshot(0xc3, SnapshotState::Sealed);
     holds.wal_held_bytes = Some(600_000_000);
     holds.expires_at = Some(at(30 + 40 * 3_600));

@@ -3,7 +3,7 @@
 //! fault.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{SlotOrigin, SourceCommand, TargetCommand};
+use steep_protocol::message::agent::{NodeCommand, SlotOrigin, SourceCommand, TargetCommand};
 use steep_protocol::message::api::{ApiReply, InitRequest};
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::Replication;
@@ -12,6 +12,7 @@ use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
 use super::orders::Start;
 use super::query::Purpose;
+use super::stored_check::Then;
 use super::{Answer, Driver, Ticket};
 use crate::job::handover::{Handover, StoredRows};
 use crate::job::preflight::{self, Case};
@@ -44,6 +45,16 @@ pub(super) struct Wanted {
     stored: Option<StoredRows>,
 }
 
+impl Look {
+    /// The command that looks at the files of the stored snapshot that would be loaded, and who reads them.
+    pub(super) fn look_at_stored(&self) -> Option<(NodeCommand, NodeId)> {
+        let stored = self.wanted.stored.as_ref()?;
+        let place = stored.place();
+        let reader = stored.reader.node(&self.wanted.spec);
+        Some((NodeCommand::CheckStored { place }, reader.clone()))
+    }
+}
+
 impl<S: Store> Driver<S> {
     /// Checks whether another doctor may start.
     pub(super) fn room_for_doctor(&self) -> Result<(), Fault> {
@@ -70,9 +81,9 @@ impl<S: Store> Driver<S> {
         let wanted = match request {
             InitRequest::Copy(specs) => specs.into_iter().map(live).collect(),
             InitRequest::Resume(specs) => {
-                let kept = self.what_is_kept(&specs)?;
-                self.answer(ticket, Ok(Answer::Replies(kept)));
-                return Ok(());
+                return self
+                    .resume_checked(specs, Then::Show, ticket, now)
+                    .map(drop);
             }
             InitRequest::Complete(spec) => {
                 let (spec, handover) = self.resolve(*spec)?;
@@ -131,8 +142,14 @@ impl<S: Store> Driver<S> {
         (command, spec.target.clone())
     }
 
-    /// Judges the facts of both ends; after the last target, answers.
-    pub(super) fn looked(&mut self, look: &Look, source: &SourceFacts, target: &TargetFacts) {
+    /// Judges the facts of both ends, and why its snapshot cannot be loaded, if so; after the last target, answers.
+    pub(super) fn looked(
+        &mut self,
+        look: &Look,
+        source: &SourceFacts,
+        target: &TargetFacts,
+        not_loadable: Option<&Fault>,
+    ) {
         let around = self.around();
         let wanted = &look.wanted;
         let case = Case {
@@ -144,6 +161,10 @@ impl<S: Store> Driver<S> {
             around: &around,
         };
         let mut findings = (self.rules.judge)(&case);
+        // The facts have told of a missing key.
+        let files = not_loadable.filter(|fault| fault.kind != FaultKind::KeyMissing);
+        let files = files.map(|fault| preflight::not_loadable(&wanted.spec, fault));
+        findings.splice(0..0, files);
         let agent = self.registry.get(&wanted.spec.source);
         let waiting = agent.into_iter().flat_map(Agent::waiting_slots);
         let (source, bounds) = (&wanted.spec.source, self.rules.bounds);

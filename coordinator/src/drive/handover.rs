@@ -219,27 +219,24 @@ impl<S: Store> Driver<S> {
             .hint(hint)
             .retry(Retry::Backoff))
     }
+}
 
-    /// Runs the preflight of a source before a slot is prepared there.
-    pub(super) fn judge_prepare(
-        node: &NodeId,
-        source: &SourceFacts,
-    ) -> Result<Vec<Finding>, Fault> {
-        // A job from the node to itself: only its source is checked.
-        let spec = JobSpec {
-            method: Method::Backup,
-            ..JobSpec::new(node.clone(), node.clone())
-        };
-        let findings = preflight::judge_source(&spec, source);
-        let errors = findings.iter().filter(|f| f.severity == Severity::Error);
-        let said: Vec<&str> = errors.clone().map(|f| f.what.as_str()).collect();
-        if said.is_empty() {
-            return Ok(findings);
-        }
-        let text = format!("a slot cannot be prepared: {}", said.join("; "));
-        let fix = errors.map(|f| f.fix.as_str()).next().unwrap_or_default();
-        Err(Fault::new(FaultKind::Failed, text)
-            .on(node)
-            .hint(format!("nothing was changed; {fix}")))
+/// Runs the preflight of a source before a slot is prepared there.
+pub(super) fn judge_prepare(node: &NodeId, source: &SourceFacts) -> Result<Vec<Finding>, Fault> {
+    // A job from the node to itself: only its source is checked.
+    let spec = JobSpec {
+        method: Method::Backup,
+        ..JobSpec::new(node.clone(), node.clone())
+    };
+    let findings = preflight::judge_source(&spec, source);
+    let errors = findings.iter().filter(|f| f.severity == Severity::Error);
+    let said: Vec<&str> = errors.clone().map(|f| f.what.as_str()).collect();
+    if said.is_empty() {
+        return Ok(findings);
     }
+    let text = format!("a slot cannot be prepared: {}", said.join("; "));
+    let fix = errors.map(|f| f.fix.as_str()).next().unwrap_or_default();
+    Err(Fault::new(FaultKind::Failed, text)
+        .on(node)
+        .hint(format!("nothing was changed; {fix}")))
 }

@@ -41,6 +41,7 @@ mod room;
 mod schema;
 mod snapshots;
 mod span;
+mod stored_check;
 mod sweep;
 mod ticket;
 mod unknown_slots;
@@ -181,6 +182,8 @@ pub struct Driver<S> {
     snapshots: BTreeMap<SnapshotId, snapshots::Stored>,
     /// Open `doctor` requests, by the number in [`doctor::Look`].
     doctors: BTreeMap<u64, doctor::Doctor>,
+    /// Requests to resume jobs whose snapshots are being looked at.
+    resuming: BTreeMap<u64, stored_check::Resuming>,
     queries: Vec<query::AgentQuery>,
     /// Questions waiting until an agent has reported its slots.
     early: Vec<early::Early>,
@@ -267,6 +270,7 @@ impl<S: Store> Driver<S> {
                 .map(|snapshot| (snapshot.id, snapshots::Stored::of(snapshot)))
                 .collect(),
             doctors: BTreeMap::new(),
+            resuming: BTreeMap::new(),
             queries: Vec::new(),
             early: Vec::new(),
             expirations: Admission::default(),

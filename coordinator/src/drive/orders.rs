@@ -8,6 +8,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId};
 
 use super::log::Note;
 use super::requests::unreadable;
+use super::stored_check::Then;
 use super::{Answer, Driver, Operator, Ticket};
 use crate::job::copy_progress::CopyProgress;
 use crate::job::handover::{Handover, StoredRows};
@@ -99,7 +100,10 @@ impl<S: Store> Driver<S> {
                 let begin = |spec| self.begin(spec, start.clone(), operator, now);
                 specs.into_iter().map(begin).collect()
             }
-            InitRequest::Resume(specs) => self.resume_failed(&specs, operator, now)?,
+            InitRequest::Resume(specs) => {
+                let then = Then::Resume(operator.to_owned());
+                return self.resume_checked(specs, then, ticket, now);
+            }
             InitRequest::Complete(spec) => {
                 self.check_init(&spec.job)?;
                 let (spec, handover) = self.resolve(*spec)?;

@@ -12,13 +12,16 @@ use steep_protocol::message::agent::{
     Command, Comparison, CoordinatorMessage, Outcome, SourceCommand, TargetCommand,
 };
 use steep_protocol::message::api::ApiReply;
-use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::doctor::Look;
+use super::handover::judge_prepare;
+use super::schema::{After, Pair, admit};
+use super::stored_check::{StoredLook, was_not_looked_at};
 use super::sweep::Sweep;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
@@ -27,7 +30,7 @@ use crate::store::Store;
 /// Maximum number of concurrent queries, not counting those of doctors.
 const QUERIES_MAX: usize = 64;
 
-/// Command ids reserved for a query: capture, admit, compare and release.
+/// Command ids reserved for a query: capture, admit, compare and release; or three looks and release.
 const COMMANDS: u64 = 4;
 
 /// A query under way.
@@ -77,10 +80,16 @@ pub(super) enum Purpose {
     Prepare(Vec<Finding>, Ticket),
     /// Gather facts of a source of which a snapshot is to be made.
     LookBeforeGenerate(Box<SnapshotSpec>, String, Ticket),
+    /// See whether a snapshot can be stored at its place. The findings are part of the answer.
+    LookAtPlace(Box<SnapshotSpec>, String, Vec<Finding>, Ticket),
     /// Read a stored snapshot again.
     VerifySnapshot(SnapshotId, Ticket),
     /// See which snapshot is at a place.
     FindSnapshot(Ticket),
+    /// See whether a stored snapshot can be loaded, for a doctor; the facts of both ends are those given.
+    LookAtStored(Look, Box<SourceFacts>, Box<TargetFacts>),
+    /// See whether a failed job's stored snapshot can be loaded.
+    CheckStored(StoredLook),
     /// Drop a prepared slot.
     DropPrepared(Ticket),
     /// Retry missing objects.
@@ -89,24 +98,8 @@ pub(super) enum Purpose {
     Sweep(Box<Sweep>),
 }
 
-/// A node and the peer that it is compared with.
-#[derive(Clone)]
-pub(super) struct Pair {
-    pub(super) node: NodeId,
-    pub(super) peer: NodeId,
-    pub(super) filter: TableFilter,
-}
-
-/// The purpose of a comparison.
-pub(super) enum After {
-    /// Store the peer's fingerprints on the node. The answer is the number of the node's own tables.
-    Captured { tables: u64, ticket: Ticket },
-    /// Find out whether the node has drifted from that replication's source.
-    Drift { replication: JobId },
-}
-
 /// The next command, if any: its node, the command and its purpose.
-type Next = Option<(NodeId, Command, Purpose)>;
+pub(super) type Next = Option<(NodeId, Command, Purpose)>;
 
 impl Purpose {
     /// The hint of a timeout.
@@ -125,19 +118,13 @@ impl Purpose {
             | Self::Compare(..)
             | Self::LookBeforePrepare(..)
             | Self::LookBeforeGenerate(..)
+            | Self::LookAtPlace(..)
+            | Self::LookAtStored(..)
+            | Self::CheckStored(_)
             | Self::VerifySnapshot(..)
             | Self::FindSnapshot(_)
             | Self::DropPrepared(_)
             | Self::Sweep(_) => "",
-        }
-    }
-}
-
-impl After {
-    fn replicated(&self) -> Option<JobId> {
-        match self {
-            Self::Captured { .. } => None,
-            Self::Drift { replication } => Some(*replication),
         }
     }
 }
@@ -168,7 +155,9 @@ impl AgentQuery {
 
     fn look(&self) -> Option<&Look> {
         match &self.purpose {
-            Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => Some(look),
+            Purpose::LookAtSource(look)
+            | Purpose::LookAtTarget(look, _)
+            | Purpose::LookAtStored(look, ..) => Some(look),
             _ => None,
         }
     }
@@ -311,7 +300,18 @@ impl<S: Store> Driver<S> {
                 return Some((on, command.into(), Purpose::LookAtTarget(look, facts)));
             }
             (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
-                self.looked(&look, &source, &target);
+                let Some((command, on)) = look.look_at_stored() else {
+                    self.looked(&look, &source, &target, None);
+                    return None;
+                };
+                let purpose = Purpose::LookAtStored(look, source, target);
+                return Some((on, command.into(), purpose));
+            }
+            (Purpose::LookAtStored(look, source, target), Outcome::Done) => {
+                self.looked(&look, &source, &target, None);
+            }
+            (Purpose::CheckStored(look), Outcome::Done) => {
+                self.stored_checked(look, Ok(()), now);
             }
             (Purpose::Describe(ticket), Outcome::SchemaPage { page, next }) => {
                 self.answer(ticket, Ok(Answer::Schema { page, next }));
@@ -354,7 +354,7 @@ impl<S: Store> Driver<S> {
                 }
             },
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
-                match Self::judge_prepare(&spec.node, &facts) {
+                match judge_prepare(&spec.node, &facts) {
                     Ok(findings) => {
                         let expires_seconds = spec.expires_seconds;
                         let command = SourceCommand::PrepareSlot { expires_seconds };
@@ -374,7 +374,10 @@ impl<S: Store> Driver<S> {
                 self.answer(ticket, Ok(Answer::Replies(replies)));
             }
             (Purpose::LookBeforeGenerate(spec, operator, ticket), Outcome::SourceFacts(facts)) => {
-                self.looked_before_generate(*spec, &operator, (&facts, ticket), now);
+                return self.looked_before_generate(*spec, operator, (&facts, ticket));
+            }
+            (Purpose::LookAtPlace(spec, operator, findings, ticket), Outcome::Done) => {
+                self.generate_checked(*spec, &operator, (findings, ticket), now);
             }
             (Purpose::VerifySnapshot(id, ticket), Outcome::Verified(verified)) => {
                 let verified = self.snapshot_verified(id, *verified);
@@ -410,6 +413,13 @@ impl<S: Store> Driver<S> {
             Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => {
                 self.doctor_failed(look.doctor, fault, now);
             }
+            Purpose::LookAtStored(look, ..) if was_not_looked_at(&fault) => {
+                self.doctor_failed(look.doctor, fault, now);
+            }
+            Purpose::LookAtStored(look, source, target) => {
+                self.looked(&look, &source, &target, Some(&fault));
+            }
+            Purpose::CheckStored(look) => self.stored_checked(look, Err(fault), now),
             Purpose::Describe(ticket)
             | Purpose::Capture { ticket, .. }
             | Purpose::Admit(_, After::Captured { ticket, .. })
@@ -417,6 +427,7 @@ impl<S: Store> Driver<S> {
             | Purpose::LookBeforePrepare(_, ticket)
             | Purpose::Prepare(_, ticket)
             | Purpose::LookBeforeGenerate(_, _, ticket)
+            | Purpose::LookAtPlace(_, _, _, ticket)
             | Purpose::VerifySnapshot(_, ticket)
             | Purpose::FindSnapshot(ticket)
             | Purpose::DropPrepared(ticket)
@@ -479,13 +490,4 @@ impl<S: Store> Driver<S> {
             self.query_over(&course);
         }
     }
-}
-
-/// Permits the node to send requests to its peer.
-pub(super) fn admit(pair: &Pair, after: &After) -> Command {
-    Command::Source(SourceCommand::Admit {
-        target: pair.node.clone(),
-        filter: pair.filter.clone(),
-        replicated: after.replicated(),
-    })
 }

@@ -2,7 +2,8 @@
 //! themselves.
 
 use jiff::Timestamp;
-use steep_protocol::message::api::{ApiReply, EndView};
+use steep_protocol::message::api::EndView;
+use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
@@ -45,25 +46,17 @@ impl<S: Store> Driver<S> {
     }
 
     /// The preflight of a resume: what it keeps and what it reads again.
-    pub(super) fn what_is_kept(&self, specs: &[JobSpec]) -> Result<Vec<ApiReply>, Fault> {
-        let mut replies = Vec::new();
-        for spec in specs {
-            let id = self.check_resume(spec)?;
-            let live = self.jobs.get(&id);
-            let findings = live.and_then(|live| match &live.job.stage {
-                Stage::Kept(kept) => Some(resumed(&live.job, kept, &live.copied)),
-                Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => None,
-            });
-            replies.push(ApiReply::Findings {
-                target: spec.target.clone(),
-                findings: findings.into_iter().collect(),
-            });
-        }
-        Ok(replies)
+    pub(super) fn what_is_kept(&self, spec: &JobSpec) -> Result<Vec<Finding>, Fault> {
+        let live = self.jobs.get(&self.check_resume(spec)?);
+        let found = live.and_then(|live| match &live.job.stage {
+            Stage::Kept(kept) => Some(resumed(&live.job, kept, &live.copied)),
+            Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => None,
+        });
+        Ok(found.into_iter().collect())
     }
 
     /// The job to resume, if that is allowed.
-    fn check_resume(&self, spec: &JobSpec) -> Result<JobId, Fault> {
+    pub(super) fn check_resume(&self, spec: &JobSpec) -> Result<JobId, Fault> {
         let (target, source) = (&spec.target, &spec.source);
         let live = self.live_job(target).and_then(|id| self.jobs.get(&id));
         let Some(live) = live.filter(|live| matches!(live.job.stage, Stage::Kept(_))) else {

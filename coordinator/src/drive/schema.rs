@@ -1,14 +1,39 @@
 //! Queries about schemas: describing one, storing fingerprints, comparing a node with its source.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::NodeCommand;
+use steep_protocol::message::agent::{Command, NodeCommand, SourceCommand};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
-use super::query::{After, Pair, Purpose, admit};
+use super::query::Purpose;
 use super::{Driver, Ticket};
 use crate::store::Store;
+
+/// A node and the peer that it is compared with.
+#[derive(Clone)]
+pub(super) struct Pair {
+    pub(super) node: NodeId,
+    pub(super) peer: NodeId,
+    pub(super) filter: TableFilter,
+}
+
+/// The purpose of a comparison.
+pub(super) enum After {
+    /// Store the peer's fingerprints on the node. The answer is the number of the node's own tables.
+    Captured { tables: u64, ticket: Ticket },
+    /// Find out whether the node has drifted from that replication's source.
+    Drift { replication: JobId },
+}
+
+impl After {
+    pub(super) fn replicated(&self) -> Option<JobId> {
+        match self {
+            Self::Captured { .. } => None,
+            Self::Drift { replication } => Some(*replication),
+        }
+    }
+}
 
 impl<S: Store> Driver<S> {
     /// Starts to read a page of a node's schema.
@@ -71,4 +96,13 @@ impl<S: Store> Driver<S> {
         self.begin_query(source, command, Purpose::Admit(pair, after), now);
         true
     }
+}
+
+/// Permits the node to send requests to its peer.
+pub(super) fn admit(pair: &Pair, after: &After) -> Command {
+    Command::Source(SourceCommand::Admit {
+        target: pair.node.clone(),
+        filter: pair.filter.clone(),
+        replicated: after.replicated(),
+    })
 }

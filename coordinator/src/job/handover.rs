@@ -1,11 +1,13 @@
 //! Jobs whose rows come from a backup or a stored snapshot: the slot they start from, if they follow, and whether a
 //! backup's position fits a slot. Pure.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::encryption::Encryption;
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
+use steep_protocol::message::job::JobSpec;
 use steep_protocol::message::snapshot::{CarriedTo, SealedSnapshot, StoredPlace};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, RowCount, SnapshotId, Sum};
 
@@ -41,6 +43,31 @@ pub struct StoredRows {
     /// How its files are encrypted, if they are.
     #[serde(default)]
     pub encryption: Option<Encryption>,
+    /// When it was made.
+    #[serde(default)]
+    pub made: Option<Timestamp>,
+    /// The snapshot that one would expect at the place, if it is another.
+    #[serde(default)]
+    pub instead_of: Option<Replaced>,
+}
+
+/// A snapshot that one would expect where another one is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Replaced {
+    /// It was stored at that place.
+    Stored {
+        /// Which.
+        snapshot: SnapshotId,
+        /// When it was made.
+        made: Timestamp,
+    },
+    /// The node was last made from it, at that place.
+    Applied {
+        /// Which.
+        snapshot: SnapshotId,
+        /// When it was made.
+        made: Option<Timestamp>,
+    },
 }
 
 /// Whose agent reads a stored snapshot.
@@ -51,6 +78,17 @@ pub enum Reader {
     Source,
     /// The target's: the snapshot was carried there. What its parts add up to was counted when it was made.
     Target(Totals),
+}
+
+impl Reader {
+    /// The node whose agent that is.
+    #[must_use]
+    pub fn node(self, spec: &JobSpec) -> &NodeId {
+        match self {
+            Self::Source => &spec.source,
+            Self::Target(_) => &spec.target,
+        }
+    }
 }
 
 impl StoredRows {
@@ -235,7 +273,6 @@ fn listed(prepared: &[PreparedSlot]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use steep_protocol::message::handover::{NotedSlot, ServerSlot};
     use steep_protocol::{ByteCount, JobId};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use steep_protocol::SnapshotId;
 use steep_protocol::encryption::Recipient;
-use steep_protocol::message::snapshot::{SnapshotView, VerifiedSnapshot};
+use steep_protocol::message::snapshot::{Compared, SnapshotView, VerifiedSnapshot};
 
 use super::{Object, joined, object};
 
@@ -59,6 +59,11 @@ pub(crate) fn verified(verified: &VerifiedSnapshot) -> Value {
         "rows": verified.rows,
         "bytes": verified.bytes,
         "unread": verified.unread,
+        "manifest_compared": verified.compared == Compared::Recorded,
+        "not_compared": match &verified.compared {
+            Compared::Nothing { why } => Some(why),
+            Compared::Recorded => None,
+        },
         "problems": verified.problems,
         "problems_total": verified.problems_total,
     })

@@ -82,6 +82,10 @@ fn line_of(view: &SnapshotView, names: usize, now: Timestamp, theme: &Theme) -> 
         let left = seconds(now, at).max(0.0) as u64;
         format!("  expires in {}", units::eta(left))
     });
+    let encrypted = match view.encryption {
+        Some(_) => "  encrypted",
+        None => "",
+    };
     Line::from(vec![
         Span::styled(format!(" {mark} "), style),
         Span::raw(format!("{} ", view.snapshot_id)),
@@ -101,5 +105,6 @@ fn line_of(view: &SnapshotView, names: usize, now: Timestamp, theme: &Theme) -> 
             },
         ),
         Span::styled(expires, theme.faint()),
+        Span::styled(encrypted, theme.faint()),
     ])
 }

@@ -6,7 +6,7 @@
 //! shown.
 
 mod gauges;
-mod orders;
+pub(super) mod orders;
 mod retention;
 mod shared;
 mod templates;

@@ -8,16 +8,17 @@ use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::EXPIRES_MAX;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{
-    ApplySpec, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, VerifiedSnapshot,
+    ApplySpec, Compared, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, VerifiedSnapshot,
 };
 use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId, limits};
 
+use super::super::handover::judge_prepare;
 use super::super::log::Note;
 use super::super::orders::Start;
-use super::super::query::Purpose;
+use super::super::query::{Next, Purpose};
 use super::super::{Answer, Driver, Ticket};
 use super::{Stored, unknown};
-use crate::job::handover::{Reader, StoredRows};
+use crate::job::handover::{Reader, Replaced, StoredRows};
 use crate::job::{self, COMMANDS_PER_JOB, Job};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
@@ -91,19 +92,25 @@ impl<S: Store> Driver<S> {
             .hint("a source must be synchronized, or not a replica"))
     }
 
-    /// The source's facts are there: the snapshot is made unless they forbid it.
+    /// The source's facts are there: unless they forbid it, the place is looked at next, before anything is made.
     pub(in crate::drive) fn looked_before_generate(
         &mut self,
-        mut spec: SnapshotSpec,
-        operator: &str,
+        spec: SnapshotSpec,
+        operator: String,
         (facts, ticket): (&SourceFacts, Ticket),
-        now: Timestamp,
-    ) {
-        let judged = choose_encryption(&mut spec, facts)
-            .and_then(|()| Self::judge_prepare(&spec.source, facts));
-        match judged {
-            Ok(findings) => self.generate_checked(spec, operator, (findings, ticket), now),
-            Err(fault) => self.answer(ticket, Err(fault)),
+    ) -> Next {
+        match judge_generate(spec, facts) {
+            Ok((spec, findings)) => {
+                let (on, store) = (spec.source.clone(), spec.store.as_ref());
+                let location = store.map_or_else(String::new, |store| store.location.clone());
+                let command = NodeCommand::CheckPlace { location };
+                let purpose = Purpose::LookAtPlace(Box::new(spec), operator, findings, ticket);
+                Some((on, command.into(), purpose))
+            }
+            Err(fault) => {
+                self.answer(ticket, Err(fault));
+                None
+            }
         }
     }
 
@@ -156,9 +163,22 @@ impl<S: Store> Driver<S> {
     /// The jobs of an application: each with the snapshot's source and tables, and where its rows come from. A
     /// snapshot that others share is joined.
     pub(in crate::drive) fn resolve_snapshot(
-        &self,
+        &mut self,
         request: ApplySpec,
     ) -> Result<Vec<(JobSpec, Start)>, Fault> {
+        let mut jobs = self.starts_of(request)?;
+        for (spec, start) in &mut jobs {
+            if let Start::Stored(stored) = start
+                && stored.carried().is_some()
+            {
+                stored.instead_of =
+                    self.instead_of(stored.snapshot, &spec.target, &stored.location);
+            }
+        }
+        Ok(jobs)
+    }
+
+    fn starts_of(&self, request: ApplySpec) -> Result<Vec<(JobSpec, Start)>, Fault> {
         let id = request.snapshot;
         let snapshot = &self.snapshots.get(&id).ok_or_else(|| unknown(id))?.snapshot;
         let spec = &snapshot.spec;
@@ -192,6 +212,29 @@ impl<S: Store> Driver<S> {
             (spec, start)
         };
         Ok(jobs.into_iter().map(read_by).collect())
+    }
+
+    /// The snapshot that one would expect at a place where an agent has found `found`: the one that was stored there, or
+    /// that the node was last made from there.
+    fn instead_of(&mut self, found: SnapshotId, node: &NodeId, location: &str) -> Option<Replaced> {
+        let all = self.snapshots.values().map(|stored| &stored.snapshot);
+        let here = all.filter(|s| s.id != found && s.has_files() && s.location() == Some(location));
+        if let Some(other) = here.max_by_key(|snapshot| snapshot.asked_at) {
+            return Some(Replaced::Stored {
+                snapshot: other.id,
+                made: other.asked_at,
+            });
+        }
+        let last = self.nodes.get(node)?.job?;
+        let stored = match self.jobs.get(&last) {
+            Some(live) => live.job.stored.clone(),
+            None => self.store.job(last).ok()??.job.stored,
+        };
+        let former = stored.filter(|rows| rows.snapshot != found && rows.location == location)?;
+        Some(Replaced::Applied {
+            snapshot: former.snapshot,
+            made: former.made,
+        })
     }
 
     /// Whether a job still needs that snapshot.
@@ -313,23 +356,27 @@ impl<S: Store> Driver<S> {
         mut verified: VerifiedSnapshot,
     ) -> Result<Answer, Fault> {
         let sealed = self.snapshots.get(&id).and_then(|s| s.snapshot.sealed);
-        let written = sealed.map(|sealed| sealed.manifest);
-        let problem = if verified.snapshot != id {
-            Some(format!(
-                "the place holds snapshot {} instead",
-                verified.snapshot
-            ))
-        } else if written.is_some() && verified.manifest != written {
-            Some("manifest.json is not the one that was written with the snapshot".to_owned())
-        } else {
-            None
-        };
-        if let Some(text) = problem {
-            verified.problems.insert(0, text);
-            verified.problems_total += 1;
+        match sealed {
+            _ if verified.snapshot != id => {
+                let text = format!("the place holds snapshot {} instead", verified.snapshot);
+                verified.problem(text);
+                verified.compared = Compared::Recorded;
+            }
+            Some(sealed) => verified.compare(sealed.manifest),
+            None => {}
         }
         Ok(ApiReply::Verified(Box::new(verified)).into())
     }
+}
+
+/// What is to be made of a source with these facts, and what its operator should know; unless they forbid it.
+pub(in crate::drive) fn judge_generate(
+    mut spec: SnapshotSpec,
+    facts: &SourceFacts,
+) -> Result<(SnapshotSpec, Vec<Finding>), Fault> {
+    choose_encryption(&mut spec, facts)?;
+    let findings = judge_prepare(&spec.source, facts)?;
+    Ok((spec, findings))
 }
 
 /// To whom a snapshot is encrypted that is to be: to the key of the source's agent.
@@ -401,6 +448,8 @@ fn start(snapshot: &Snapshot, wanted: Method, verify: bool) -> Result<(Start, Me
                 lsn: point.lsn,
                 verify,
                 encryption: store.encrypt.encryption().cloned(),
+                made: Some(snapshot.asked_at),
+                instead_of: None,
             };
             Ok((Start::Stored(stored), method))
         }

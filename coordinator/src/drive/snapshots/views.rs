@@ -119,6 +119,7 @@ impl<S: Store> Driver<S> {
                 let store = spec.store.as_ref();
                 store.and_then(|store| store.encrypt.encryption()).cloned()
             },
+            manifest_checksum: sealed.map(|sealed| sealed.manifest),
         }
     }
 }

@@ -15,13 +15,14 @@ use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, SnapshotId};
 use tokio::sync::oneshot;
 
+use super::super::snapshots::orders::judge_generate;
 use super::super::{Answer, Question, Ticket};
 use super::world::{World, prepared, replies};
 use super::*;
 use crate::job::preflight::tests::world::healthy_source;
 use crate::testing::{node, spec};
 
-fn stored_in(location: &str) -> SnapshotSpec {
+pub(super) fn stored_in(location: &str) -> SnapshotSpec {
     SnapshotSpec {
         source: node("a"),
         store: Some(StoreSpec {
@@ -48,7 +49,8 @@ fn begin_on(
     let (reply, mut answer) = oneshot::channel();
     let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
     let driver = &mut world.driver;
-    driver.looked_before_generate(spec, "dba", (facts, ticket), now);
+    let (spec, findings) = judge_generate(spec, facts)?;
+    driver.generate_checked(spec, "dba", (findings, ticket), now);
     world.skip(0);
     let made = replies(Ok(answer.try_recv().unwrap()?));
     let views = made.into_iter().find_map(|reply| match reply {
@@ -95,7 +97,7 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
 }
 
 /// Makes a snapshot.
-fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+pub(super) fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
     let id = begin(world, spec);
     world.run_on();
     id

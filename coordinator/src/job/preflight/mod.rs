@@ -15,7 +15,7 @@
 //! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
 //! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
 //! rows depends on), [`altered`] (altered functions of extensions), [`spool`] (room for rows that wait beside the
-//! source), [`snapshot_key`] (the key of an encrypted snapshot), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
+//! source), [`snapshot_key`] (the key of an encrypted snapshot), [`stored_files`] (its files), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
 
 mod altered;
 mod capacity;
@@ -37,6 +37,7 @@ mod schema;
 mod servers;
 mod snapshot_key;
 mod spool;
+mod stored_files;
 pub(super) mod text;
 mod unfollowed;
 
@@ -49,6 +50,7 @@ pub use identity::risks;
 pub use prepared::standing;
 pub use resumed::resumed;
 pub use spool::NO_ROOM;
+pub use stored_files::{not_loadable, read_by_source};
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
@@ -115,6 +117,10 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     findings.extend(
         case.stored
             .and_then(|stored| snapshot_key::judge(&pair, stored)),
+    );
+    findings.extend(
+        case.stored
+            .and_then(|stored| stored_files::judge(&pair, stored)),
     );
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);

@@ -8,9 +8,10 @@ use super::{Pair, Text, error};
 
 pub(super) fn judge(pair: &Pair<'_>, stored: &StoredRows) -> Option<Finding> {
     let encryption = stored.encryption.as_ref()?;
-    let (node, key) = match stored.reader {
-        Reader::Source => (&pair.spec.source, &pair.source.snapshot_key),
-        Reader::Target(_) => (&pair.spec.target, &pair.target.snapshot_key),
+    let node = stored.reader.node(pair.spec);
+    let key = match stored.reader {
+        Reader::Source => &pair.source.snapshot_key,
+        Reader::Target(_) => &pair.target.snapshot_key,
     };
     if key.as_ref().is_some_and(|key| key.can_read(encryption)) {
         return None;

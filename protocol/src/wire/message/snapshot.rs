@@ -128,6 +128,39 @@ pub struct VerifiedSnapshot {
     pub problems: Vec<String>,
     /// How many problems there are.
     pub problems_total: u64,
+    /// What the manifest was compared with.
+    pub compared: Compared,
+}
+
+/// What the manifest of a snapshot was compared with that was read again. By itself it proves nothing: whoever can write
+/// to its place can write another one, with other files that fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compared {
+    /// With nothing.
+    Nothing {
+        /// Why not.
+        why: String,
+    },
+    /// With the checksum that the coordinator has kept since the snapshot was made.
+    Recorded,
+}
+
+impl VerifiedSnapshot {
+    /// Compares the manifest with the one that was written, of that checksum. Another one is a problem.
+    pub fn compare(&mut self, written: Sum) {
+        self.compared = Compared::Recorded;
+        if self.manifest != Some(written) {
+            let text = "manifest.json is not the one that was written with the snapshot: its checksum is not the one \
+                        that the coordinator keeps";
+            self.problem(text.to_owned());
+        }
+    }
+
+    /// Adds a problem before all others.
+    pub fn problem(&mut self, text: String) {
+        self.problems.insert(0, text);
+        self.problems_total += 1;
+    }
 }
 
 /// The states of a snapshot.
@@ -222,6 +255,8 @@ pub struct SnapshotView {
     pub duration_seconds: f64,
     /// How its files are encrypted, if they are.
     pub encryption: Option<Encryption>,
+    /// The checksum of its manifest, once it is complete.
+    pub manifest_checksum: Option<Sum>,
 }
 
 /// Who can serve a snapshot's parts.

@@ -8,7 +8,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::facts::SourceFacts;
 use steep_protocol::message::handover::{Replication, SlotOwner};
-use steep_protocol::message::snapshot::VerifiedSnapshot;
+use steep_protocol::message::snapshot::{Compared, VerifiedSnapshot};
 use steep_protocol::{
     ByteCount, Fault, FaultKind, JobId, Lsn, NodeId, Retry, RowCount, SnapshotId, Sum,
 };
@@ -93,6 +93,7 @@ impl Cluster {
                     bytes: 1,
                     problems: Vec::new(),
                     problems_total: 0,
+                    compared: Compared::Nothing { why: String::new() },
                 }))))
             }
             SourceCommand::DeleteSnapshot { location } => {

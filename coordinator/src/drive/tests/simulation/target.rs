@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use steep_protocol::message::agent::{
-    Command, CopyParts, EarlierEpoch, Outcome, PeerAddress, PrepareTarget, SequencesFrom,
-    SubscriptionStart, TargetCommand,
+    Command, CopyParts, EarlierEpoch, NodeCommand, Outcome, PeerAddress, PrepareTarget,
+    SequencesFrom, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::facts::TargetFacts;
 use steep_protocol::message::handover::Replication;
@@ -495,6 +495,7 @@ impl Cluster {
         match &command {
             Command::Source(command) => self.source_stage(n, run, command),
             Command::Target(command) => self.target_stage(n, run, command),
+            Command::Node(NodeCommand::CheckStored { .. }) => Ok(Done(Outcome::Done)),
             Command::Node(_) => Err(failed("not simulated")),
         }
     }

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Export, OpenSource};
-use steep_protocol::message::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
+use steep_protocol::message::snapshot::{
+    Compared, FoundSnapshot, SealedSnapshot, VerifiedSnapshot,
+};
 use steep_protocol::{SnapshotId, Sum};
 
 use super::*;
@@ -28,6 +30,9 @@ impl World {
                 snapshot: SnapshotId(job.0),
                 unreadable: None,
             }),
+            Command::Node(NodeCommand::CheckStored { .. } | NodeCommand::CheckPlace { .. }) => {
+                Outcome::Done
+            }
         }
     }
 
@@ -89,6 +94,7 @@ impl World {
                 unread: None,
                 problems: Vec::new(),
                 problems_total: 0,
+                compared: Compared::Nothing { why: String::new() },
             })),
             SourceCommand::DeleteSnapshot { .. } => {
                 self.agent(name).admitted.remove(&job);

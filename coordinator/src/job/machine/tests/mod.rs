@@ -419,6 +419,8 @@ fn stored() -> StoredRows {
         lsn: Lsn(5),
         verify: true,
         encryption: None,
+        made: None,
+        instead_of: None,
     }
 }
 

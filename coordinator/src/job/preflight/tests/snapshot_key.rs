@@ -5,7 +5,7 @@ use steep_protocol::message::facts::Severity;
 use steep_protocol::{Lsn, SnapshotId, Sum};
 
 use super::super::super::Totals;
-use super::super::super::handover::{Reader, StoredRows};
+use super::super::super::handover::{Reader, Replaced, StoredRows};
 use super::walk_from;
 use super::world::{World, healthy};
 
@@ -35,6 +35,8 @@ fn encrypted(reader: Reader) -> World {
             lsn: Lsn(5),
             verify: true,
             encryption: Some(Encryption::age(Recipients::try_from(recipients).unwrap())),
+            made: None,
+            instead_of: None,
         }),
         ..healthy()
     }
@@ -90,4 +92,44 @@ fn the_reader_of_an_encrypted_snapshot_needs_its_key_and_nobody_else_does() {
         assert!(finding.what.contains(part.as_str()), "{}", finding.what);
     }
     assert_eq!(finding.node, Some(world.spec.source));
+}
+
+#[test]
+fn another_snapshot_than_expected_is_a_warning_that_names_both() {
+    let made = |text: &str| text.parse().unwrap();
+    let world = |replaced| {
+        let mut world = by_target();
+        if let Some(stored) = &mut world.stored {
+            stored.made = Some(made("2026-11-29T12:00:00.5Z"));
+            stored.instead_of = Some(replaced);
+        }
+        world
+    };
+    let snapshot = SnapshotId(8);
+    let stored = Replaced::Stored {
+        snapshot,
+        made: made("2026-11-28T12:00:00Z"),
+    };
+    let applied = Replaced::Applied {
+        snapshot,
+        made: None,
+    };
+    for (replaced, time) in [
+        (stored, "2026-11-28T12:00:00Z"),
+        (applied, "made from there"),
+    ] {
+        let findings = world(replaced).judge();
+        assert_eq!(findings.len(), 1, "{findings:#?}");
+        let found = &findings[0];
+        let code = (found.code.as_str(), found.severity);
+        assert_eq!(code, ("snapshot_replaced", Severity::Warning));
+        let parts = [SnapshotId(9).to_string(), SnapshotId(8).to_string()];
+        for part in parts
+            .iter()
+            .map(String::as_str)
+            .chain([time, "2026-11-29T12:00:00Z"])
+        {
+            assert!(found.what.contains(part), "{part} is not in {}", found.what);
+        }
+    }
 }

@@ -232,6 +232,17 @@ pub enum NodeCommand {
         /// A path on this host, or a URL.
         location: String,
     },
+    /// See whether a stored snapshot can be loaded from that place: it is that one, this agent can read it and, if so
+    /// wished, all its files are there. Changes nothing.
+    CheckStored {
+        /// The place.
+        place: StoredPlace,
+    },
+    /// See whether a snapshot can be stored at that place.
+    CheckPlace {
+        /// A path on this host, or a URL.
+        location: String,
+    },
 }
 
 /// Arguments of [`SourceCommand::Open`].

@@ -160,6 +160,11 @@ impl NodeCommand {
             Self::DescribeSchema { .. } => Policy::QUESTION.named("describe_schema"),
             Self::CaptureFingerprints => Policy::QUESTION.named("capture_fingerprints"),
             Self::FindStored { .. } => Policy::QUESTION.named("find_snapshot"),
+            Self::CheckPlace { .. } => Policy::QUESTION.named("check_place"),
+            // It reads the index of every part.
+            Self::CheckStored { .. } => Policy::QUESTION
+                .named("check_snapshot")
+                .within(Policy::REMOVAL.limit),
         }
     }
 }

@@ -1,25 +1,26 @@
 //! `steep-repl snapshot`: stored snapshots.
 
-use std::path::{Path, PathBuf};
+mod verify;
+
+use std::path::Path;
 
 use indicatif::ProgressBar;
-use steep_archive::{Archive, KeyFileError, Keys, Location, generate_key};
+use steep_archive::generate_key;
 use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
+use steep_protocol::message::snapshot::{SnapshotState, SnapshotView};
 use steep_protocol::{FaultKind, NodeId, SnapshotId};
 
-use crate::args::{GenerateArgs, SnapshotCommand, Stored};
+use crate::args::{GenerateArgs, SnapshotCommand};
 use crate::client::{Client, ReplyError};
 use crate::commands::{Context, interrupted};
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 use crate::render::{clean, findings, json, stored};
 use crate::signals::Signals;
-use crate::terminal::{self, Terminal, print, print_folded, print_json, print_line, tell};
-
-/// Parts that `verify` reads at once.
-const PARALLEL: usize = 4;
+use crate::terminal::{
+    self, Terminal, print, print_folded, print_json, print_line, tell, try_print,
+};
 
 pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u8, Failure> {
     match command {
@@ -30,7 +31,7 @@ pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u
         SnapshotCommand::Verify {
             stored,
             snapshot_key,
-        } => verify(&stored, snapshot_key, context).await,
+        } => verify::run(&stored, snapshot_key, context).await,
         SnapshotCommand::Keygen { output } => keygen(&output, context),
         SnapshotCommand::Delete { id, force, yes } => delete(id, (force, yes), context).await,
     }
@@ -40,10 +41,19 @@ pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u
 fn keygen(output: &Path, context: &Context) -> Result<u8, Failure> {
     let made = generate_key(output);
     let recipient = made.map_err(|error| Failure::new(FaultKind::Failed, error.to_string()))?;
-    if context.terminal.json {
-        print_json(&json::key(output, &recipient));
-    } else {
-        print_line(&format!("recipient {recipient}"));
+    let text = match context.terminal.json {
+        true => json::key(output, &recipient).to_string(),
+        false => format!("recipient {recipient}"),
+    };
+    try_print(&format!("{text}\n")).map_err(|error| {
+        let text = format!(
+            "the key was made, its file {} exists, and its recipient {recipient} could not be written to stdout: {error}",
+            output.display()
+        );
+        Failure::new(FaultKind::Failed, text)
+            .hint("keep the file, or remove it and make another key; the recipient is also in a comment in the file")
+    })?;
+    if !context.terminal.json {
         tell(&format!(
             "The secret key is in {0}. Keep a copy of it in a safe place: without it, nobody reads what is encrypted to \
              this recipient. An agent uses it with --snapshot-key {0}.",
@@ -51,10 +61,6 @@ fn keygen(output: &Path, context: &Context) -> Result<u8, Failure> {
         ));
     }
     Ok(failure::SUCCESS)
-}
-
-fn unusable(error: &KeyFileError) -> Failure {
-    Failure::bad_request(error.to_string())
 }
 
 async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure> {
@@ -258,90 +264,6 @@ async fn answered(query: Query, context: &Context) -> Result<Vec<SnapshotView>, 
     };
     client.close().await;
     Ok(views)
-}
-
-async fn verify(which: &Stored, key: Option<PathBuf>, context: &Context) -> Result<u8, Failure> {
-    if matches!(which, Stored::Known(_)) && key.is_some() {
-        let text = "--snapshot-key is for a path: with an id the agent that stored the snapshot verifies it, and uses \
-                    its own key";
-        return Err(Failure::bad_request(text));
-    }
-    let mut signals = Signals::catch()?;
-    let verifying = async {
-        match which {
-            Stored::Known(id) => verify_known(*id, context).await,
-            Stored::At(location) => verify_here(location, key.as_deref(), context).await,
-        }
-    };
-    let verified = tokio::select! {
-        verified = verifying => verified?,
-        interrupt = signals.next() => return Err(interrupted(interrupt)),
-    };
-    if context.terminal.json {
-        print_json(&json::verified(&verified));
-    } else {
-        print_folded(&stored::verified(&verified, context.terminal.out));
-    }
-    let whole = verified.problems_total == 0;
-    Ok(if whole {
-        failure::SUCCESS
-    } else {
-        failure::ERROR
-    })
-}
-
-async fn verify_known(id: SnapshotId, context: &Context) -> Result<VerifiedSnapshot, Failure> {
-    let client = context.client().await?;
-    let replies = client
-        .ask_all(Query::VerifySnapshot { snapshot: id })
-        .await?;
-    client.close().await;
-    let verified = replies.into_iter().find_map(|reply| match reply {
-        ApiReply::Verified(verified) => Some(*verified),
-        _ => None,
-    });
-    verified.ok_or_else(|| Failure::new(FaultKind::Failed, "the coordinator did not answer"))
-}
-
-async fn verify_here(
-    location: &Location,
-    key: Option<&Path>,
-    context: &Context,
-) -> Result<VerifiedSnapshot, Failure> {
-    let failed = |error: steep_archive::Error| Failure::new(FaultKind::Failed, error.to_string());
-    let keys = match key.or(context.settings.snapshot_key.as_deref()) {
-        Some(path) => Keys::load(path).map_err(|error| unusable(&error))?,
-        None => Keys::default(),
-    };
-    let archive = Archive::open(location, &keys).await.map_err(failed)?;
-    if key.is_some() {
-        // Whoever names a key wants the rows to be read.
-        let fits = archive.check_keys();
-        fits.map_err(|error| Failure::new(FaultKind::KeyMissing, error.to_string()))?;
-    }
-    let manifest = archive.manifest();
-    let bar = context.terminal.live.then(stored::bar);
-    let total = manifest.totals.stored_bytes.0;
-    let progress = |progress: steep_archive::Progress| {
-        if let Some(bar) = &bar {
-            bar.set_length(total);
-            bar.set_position(progress.stored_bytes.0);
-        }
-    };
-    let verified = archive.verify(PARALLEL, progress).await.map_err(failed)?;
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    Ok(VerifiedSnapshot {
-        snapshot: manifest.snapshot_id,
-        manifest: manifest.checksum,
-        parts: verified.parts,
-        rows: verified.rows.0,
-        bytes: verified.bytes.0,
-        unread: verified.unread,
-        problems_total: verified.problems.len() as u64,
-        problems: verified.problems.iter().map(ToString::to_string).collect(),
-    })
 }
 
 async fn delete(
