@@ -14,6 +14,7 @@ mod shared;
 mod simulation;
 mod spool;
 mod stored;
+mod verify;
 mod watching;
 mod world;
 

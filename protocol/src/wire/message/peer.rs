@@ -113,6 +113,12 @@ pub enum PeerRequest {
         /// The epoch's.
         epoch: Replication,
     },
+    /// Compare rows. Answered with [`PeerReply::Noted`]; then the stream is the conversation of
+    /// [`super::verify`].
+    Verify {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -205,6 +211,7 @@ impl PeerRequest {
             | Self::FetchSettings { job }
             | Self::MoveTables { job, .. }
             | Self::DropEpoch { job, .. }
+            | Self::Verify { job }
             | Self::PartsReceived { job, .. }
             | Self::FetchKept(FetchKept { job, .. })
             | Self::NextPart(NextPart { job, .. }) => *job,

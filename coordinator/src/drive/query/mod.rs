@@ -5,6 +5,8 @@
 //! restart. [`Driver::query_step`] decides what follows an outcome; the module that starts a query also
 //! handles its last outcome.
 
+mod ends;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -20,6 +22,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, Snapshot
 
 use super::doctor::Look;
 use super::sweep::Sweep;
+use super::verify::Verification;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
 use crate::store::Store;
@@ -85,6 +88,10 @@ pub(super) enum Purpose {
     DropPrepared(Ticket),
     /// Retry missing objects.
     Rebuild(Ticket),
+    /// Permit the node to compare rows with its peer, before it does.
+    AdmitVerify(Box<Verification>),
+    /// Compare rows.
+    Verify(Box<Verification>),
     /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
 }
@@ -128,6 +135,8 @@ impl Purpose {
             | Self::VerifySnapshot(..)
             | Self::FindSnapshot(_)
             | Self::DropPrepared(_)
+            | Self::AdmitVerify(_)
+            | Self::Verify(_)
             | Self::Sweep(_) => "",
         }
     }
@@ -252,7 +261,11 @@ impl<S: Store> Driver<S> {
         purpose: Purpose,
         now: Timestamp,
     ) {
-        if let Command::Source(SourceCommand::Gather { .. } | SourceCommand::Admit { .. }) = command
+        if let Command::Source(
+            SourceCommand::Gather { .. }
+            | SourceCommand::Admit { .. }
+            | SourceCommand::AdmitVerify { .. },
+        ) = command
         {
             course.admitted = Some(on.clone());
         }
@@ -353,6 +366,14 @@ impl<S: Store> Driver<S> {
                     self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
                 }
             },
+            (Purpose::AdmitVerify(verification), Outcome::Done) => {
+                let command = self.verify_command(&verification);
+                let on = verification.node.clone();
+                return Some((on, command.into(), Purpose::Verify(verification)));
+            }
+            (Purpose::Verify(verification), Outcome::Compared(report)) => {
+                self.verified(&verification, *report, now);
+            }
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
                 match Self::judge_prepare(&spec.node, &facts) {
                     Ok(findings) => {
@@ -403,81 +424,6 @@ impl<S: Store> Driver<S> {
             }
         }
         None
-    }
-
-    fn query_failed(&mut self, purpose: Purpose, fault: Fault, now: Timestamp) {
-        match purpose {
-            Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => {
-                self.doctor_failed(look.doctor, fault, now);
-            }
-            Purpose::Describe(ticket)
-            | Purpose::Capture { ticket, .. }
-            | Purpose::Admit(_, After::Captured { ticket, .. })
-            | Purpose::Compare(_, After::Captured { ticket, .. })
-            | Purpose::LookBeforePrepare(_, ticket)
-            | Purpose::Prepare(_, ticket)
-            | Purpose::LookBeforeGenerate(_, _, ticket)
-            | Purpose::VerifySnapshot(_, ticket)
-            | Purpose::FindSnapshot(ticket)
-            | Purpose::DropPrepared(ticket)
-            | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
-            Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
-            Purpose::Admit(pair, After::Drift { .. })
-            | Purpose::Compare(pair, After::Drift { .. }) => {
-                Self::comparison_failed(&pair.node, &fault);
-            }
-        }
-    }
-
-    /// Revokes a source's permission, if the query needed one (G7).
-    fn query_over(&mut self, course: &Course) {
-        if let Some(source) = &course.admitted {
-            self.release_permission(course.job, course.next, source);
-        }
-    }
-
-    /// Ends queries that take too long.
-    pub(super) fn tick_queries(&mut self, now: Timestamp) {
-        let late = |query: &AgentQuery| {
-            let Course { on, limit, .. } = &query.course;
-            let text = format!("the agent did not answer within {} s", limit.as_secs());
-            let fault = Fault::new(FaultKind::Timeout, text).on(on);
-            (query.course.give_up <= now).then(|| fault.hint(query.purpose.hint()))
-        };
-        self.end_queries(late, now);
-    }
-
-    /// Ends the queries that need an agent whose session ended.
-    pub(super) fn queries_lost(&mut self, node: &NodeId, now: Timestamp) {
-        let text = "the agent disconnected before it answered";
-        let fault = Fault::new(FaultKind::Unreachable, text).on(node);
-        let lost = |query: &AgentQuery| {
-            query
-                .needs(node)
-                .then(|| fault.clone().retry(Retry::Backoff))
-        };
-        self.end_queries(lost, now);
-    }
-
-    /// Ends the queries for which `why` returns a fault.
-    pub(super) fn end_queries(
-        &mut self,
-        why: impl Fn(&AgentQuery) -> Option<Fault>,
-        now: Timestamp,
-    ) {
-        let mut ended = Vec::new();
-        for query in std::mem::take(&mut self.queries) {
-            match why(&query) {
-                Some(fault) => ended.push((query, fault)),
-                None => self.queries.push(query),
-            }
-        }
-        for (AgentQuery { course, purpose }, fault) in ended {
-            let (id, job) = (course.command, course.job);
-            self.send(&course.on, CoordinatorMessage::Abort { id, job });
-            self.query_failed(purpose, fault, now);
-            self.query_over(&course);
-        }
     }
 }
 
