@@ -13,11 +13,15 @@ use steep_protocol::{Fault, FaultKind, Identifier, NodeId, Phase, TableName};
 
 use super::Dial;
 use super::answer::Answerer;
+use super::examples::size_of;
 use super::fence::Following;
 use super::pool::Pool;
 use super::progress::Progress;
 use super::table::Comparison;
 use crate::task::Task;
+
+/// Bytes of all examples: with the tables they fit a control frame.
+const EXAMPLES_BYTES: usize = 2 * 1024 * 1024;
 
 /// This node's own PostgreSQL.
 #[derive(Debug)]
@@ -84,10 +88,15 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         })
         .buffer_unordered(usize::from(parallel.max(1)));
     let mut compared = std::pin::pin!(compared);
-    let (mut tables, mut room) = (Vec::new(), VERIFY_EXAMPLES_ALL);
+    let (mut tables, mut room, mut bytes) = (Vec::new(), VERIFY_EXAMPLES_ALL, EXAMPLES_BYTES);
     while let Some(table) = compared.next().await {
         let mut table: TableReport = table?;
         table.examples.truncate(room);
+        table.examples.retain(|example| {
+            let left = bytes.checked_sub(size_of(example));
+            bytes = left.unwrap_or(bytes);
+            left.is_some()
+        });
         room -= table.examples.len();
         tables.push(table);
     }

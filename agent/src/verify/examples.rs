@@ -13,6 +13,9 @@ use super::table::Comparison;
 
 type Columns = Option<Vec<ColumnText>>;
 
+/// Columns of rows in one answer: with their values, 8 MB.
+const CELLS: usize = 10_000;
+
 impl<A: Dial, B: Dial> Comparison<A, B> {
     /// Adds the columns to the keys.
     pub(super) async fn examples(
@@ -51,12 +54,31 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         of: &Subject,
         keys: &[RowKey],
     ) -> Result<Vec<Columns>, Fault> {
-        let (keys, values, count) = (keys.to_vec(), self.values, keys.len());
-        match side.about(of, VerifyAsk::Columns { keys, values }).await? {
-            VerifyReply::Columns(found) if found.len() == count => Ok(found),
-            _ => Err(side.unexpected()),
+        let mut all = Vec::with_capacity(keys.len());
+        for keys in keys.chunks((CELLS / of.shape.columns.len().max(1)).max(1)) {
+            let (keys, values, count) = (keys.to_vec(), self.values, keys.len());
+            match side.about(of, VerifyAsk::Columns { keys, values }).await? {
+                VerifyReply::Columns(found) if found.len() == count => all.extend(found),
+                _ => return Err(side.unexpected()),
+            }
         }
+        Ok(all)
     }
+}
+
+/// About how many bytes an example takes.
+pub(super) fn size_of(example: &RowDifference) -> usize {
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let columns = example.columns.iter();
+    let columns = columns.map(|c| c.column.as_str().len() + text(&c.a) + text(&c.b) + 16);
+    example
+        .key
+        .0
+        .iter()
+        .map(|part| part.len() + 8)
+        .sum::<usize>()
+        + columns.sum::<usize>()
+        + 16
 }
 
 /// The columns that differ; of a row that only one side has, all of them if values are shown.

@@ -36,7 +36,7 @@ pub(super) fn lanes(pages: &[u32], count: u8) -> Vec<Vec<Stretch>> {
     let per_lane = total
         .div_ceil(u64::from(count.max(1)))
         .max(u64::from(PAGES_FIRST));
-    let mut lanes = vec![Vec::new()];
+    let mut lanes: Vec<Vec<Stretch>> = vec![Vec::new()];
     let mut left = per_lane;
     for (leaf, end) in (0..).zip(pages.iter().copied()) {
         let mut from = 0;
@@ -54,10 +54,9 @@ pub(super) fn lanes(pages: &[u32], count: u8) -> Vec<Vec<Stretch>> {
                 end: until,
                 last,
             };
-            lanes
-                .last_mut()
-                .map(|lane: &mut Vec<Stretch>| lane.push(stretch))
-                .unwrap_or_default();
+            if let Some(lane) = lanes.last_mut() {
+                lane.push(stretch);
+            }
             left -= taken;
             from = until;
             if last {
@@ -69,12 +68,17 @@ pub(super) fn lanes(pages: &[u32], count: u8) -> Vec<Vec<Stretch>> {
     lanes
 }
 
+/// After a statement that was too much, so many have the new length before one gets longer.
+const CAREFUL: u8 = 8;
+
 /// A lane on its way.
 #[derive(Debug)]
 pub(super) struct Walk {
     left: VecDeque<Stretch>,
     pages: u32,
     most: u32,
+    /// Statements that do not get longer yet.
+    careful: u8,
     /// The end of the last stretch has more than fits: it is read page by page.
     overfull: bool,
 }
@@ -103,6 +107,7 @@ impl Walk {
             left: lane.into(),
             pages: PAGES_FIRST.min(most),
             most,
+            careful: 0,
             overfull: false,
         }
     }
@@ -134,11 +139,12 @@ impl Walk {
     /// The step was read, in that time.
     pub(super) fn done(&mut self, step: Step, took: Duration) {
         self.overfull = false;
-        if took < SHORT {
+        if took < SHORT && self.careful == 0 {
             self.pages = self.pages.saturating_mul(2).min(self.most);
         } else if took > LONG {
             self.pages = (self.pages / 2).max(1);
         }
+        self.careful = self.careful.saturating_sub(1);
         match (step.next, self.left.front_mut()) {
             (Some(next), Some(stretch)) => stretch.from = next,
             _ => {
@@ -157,6 +163,7 @@ impl Walk {
             return Err(Stuck);
         }
         self.pages = (self.pages / 2).max(1);
+        self.careful = CAREFUL;
         self.overfull |= open;
         Ok(())
     }

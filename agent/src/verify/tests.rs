@@ -77,9 +77,10 @@ impl World {
         } else {
             &mut self.source
         };
-        match digest {
-            Some(digest) => drop(rows.insert(key, Row { page, digest })),
-            None => drop(rows.remove(&key)),
+        if let Some(digest) = digest {
+            rows.insert(key, Row { page, digest });
+        } else {
+            rows.remove(&key);
         }
     }
 

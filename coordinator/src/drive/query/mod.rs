@@ -347,14 +347,7 @@ impl<S: Store> Driver<S> {
                 ));
             }
             (Purpose::Admit(pair, after), Outcome::Done) => {
-                let command = TargetCommand::Compare {
-                    source: self.peer(&pair.peer),
-                    filter: pair.filter.clone(),
-                    what: match after.replicated() {
-                        None => Comparison::Schemas,
-                        Some(replication) => Comparison::Replicated(replication),
-                    },
-                };
+                let command = self.compare(&pair, &after);
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
                 return Some((on, command.into(), purpose));
             }
@@ -424,6 +417,18 @@ impl<S: Store> Driver<S> {
             }
         }
         None
+    }
+
+    /// The command that compares the node with its peer.
+    fn compare(&self, pair: &Pair, after: &After) -> TargetCommand {
+        TargetCommand::Compare {
+            source: self.peer(&pair.peer),
+            filter: pair.filter.clone(),
+            what: match after.replicated() {
+                None => Comparison::Schemas,
+                Some(replication) => Comparison::Replicated(replication),
+            },
+        }
     }
 }
 
