@@ -31,22 +31,26 @@ pub(crate) struct Conversation {
 impl Dial for Remote {
     type Side = Conversation;
     async fn dial(&self) -> Result<Conversation, Fault> {
-        let (mut sender, mut receiver) = self.agent.stream().await?;
-        let request = PeerRequest::Verify {
-            job: self.agent.job(),
+        let begin = async {
+            let (mut sender, mut receiver) = self.agent.stream().await?;
+            let job = self.agent.job();
+            let sent = sender.send(&PeerRequest::Verify { job }).await;
+            sent.map_err(|error| error.to_fault())?;
+            let reply = receive::<PeerReply>(&mut receiver).await?;
+            Ok((sender, receiver, reply))
         };
-        sender
-            .send(&request)
-            .await
-            .map_err(|error| error.to_fault())?;
-        match receive::<PeerReply>(&mut receiver).await? {
-            PeerReply::Noted => Ok(Conversation {
+        let begun = tokio::select! {
+            begun = begin => begun,
+            () = self.cancel.cancelled() => Err(PgError::Cancelled.to_fault(self.agent.source())),
+        };
+        match begun.map_err(|fault| lost(&self.agent, fault))? {
+            (sender, receiver, PeerReply::Noted) => Ok(Conversation {
                 agent: self.agent.clone(),
                 sender,
                 receiver,
                 cancel: self.cancel.clone(),
             }),
-            PeerReply::Fault(fault) => Err(fault),
+            (_, _, PeerReply::Fault(fault)) => Err(fault),
             _ => Err(self.agent.unexpected()),
         }
     }
@@ -55,10 +59,8 @@ impl Dial for Remote {
 impl Ask for Conversation {
     async fn ask(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
         let talk = async {
-            self.sender
-                .send(&ask)
-                .await
-                .map_err(|error| error.to_fault())?;
+            let sent = self.sender.send(&ask).await;
+            sent.map_err(|error| error.to_fault())?;
             receive::<VerifyReply>(&mut self.receiver).await
         };
         let reply = tokio::select! {
@@ -68,17 +70,19 @@ impl Ask for Conversation {
         match reply {
             Ok(VerifyReply::Fault(fault)) => Err(fault),
             Ok(reply) => Ok(reply),
-            // What goes wrong on the way says nothing about which agent is gone.
-            Err(fault) if fault.node.is_none() => {
-                let node = self.agent.source();
-                let hint = "check that its agent runs, see steep-repl nodes; then run steep-repl verify again";
-                let message = format!(
-                    "the connection to the agent of {node} broke: {}",
-                    fault.message
-                );
-                Err(Fault { message, ..fault }.on(node).hint(hint))
-            }
-            Err(fault) => Err(fault),
+            Err(fault) => Err(lost(&self.agent, fault)),
         }
     }
+}
+
+/// What goes wrong on the way does not say by itself which agent is gone.
+fn lost(agent: &SourceAgent, fault: Fault) -> Fault {
+    if fault.node.is_some() {
+        return fault;
+    }
+    let node = agent.source();
+    let message = format!("no answer from the agent of {node}: {}", fault.message);
+    Fault { message, ..fault }
+        .on(node)
+        .hint("check that it runs, see steep-repl nodes; then run steep-repl verify again")
 }

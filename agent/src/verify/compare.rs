@@ -1,6 +1,7 @@
 //! A whole comparison: which tables, several at once, and the report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -18,10 +19,14 @@ use super::fence::Following;
 use super::pool::Pool;
 use super::progress::Progress;
 use super::table::Comparison;
+use crate::pg::PgError;
 use crate::task::Task;
 
 /// Bytes of all examples: with the tables they fit a control frame.
 const EXAMPLES_BYTES: usize = 2 * 1024 * 1024;
+
+/// How long cancelled statements may take to end before their sessions are closed.
+const CANCELS_WITHIN: Duration = Duration::from_secs(1);
 
 /// This node's own PostgreSQL.
 #[derive(Debug)]
@@ -46,7 +51,14 @@ pub(crate) async fn compare_rows<A: Dial>(
     let here = Local(task.clone(), request.values);
     let reporting = task.clone();
     let report = move |work| reporting.work(Phase::Copy, work);
-    compare((source, here), &task.node, request, report).await
+    let compared = Box::pin(compare((source, here), &task.node, request, report));
+    tokio::select! {
+        compared = compared => compared,
+        // Statements are cancelled meanwhile; what only waits is given up.
+        () = async { task.cancel.cancelled().await; tokio::time::sleep(CANCELS_WITHIN).await } => {
+            Err(PgError::Cancelled.to_fault(&task.node))
+        }
+    }
 }
 
 /// The same for any two sides.

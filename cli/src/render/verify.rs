@@ -123,21 +123,15 @@ fn difference(table: &TableReport, example: &RowDifference, (a, b): Nodes<'_>) -
         [] => format!("a row at {}", clean(&example.key.0.join(" "))),
         names => pairs(names, &example.key.0),
     };
-    let values = |column: &ColumnDifference| match (&column.a, &column.b) {
-        (None, None) => clean(column.column.as_str()),
-        (one, other) => {
-            let name = clean(column.column.as_str());
-            match example.kind {
-                DifferenceKind::Missing => format!("{name} = {}", value(one.as_deref())),
-                DifferenceKind::Extra => format!("{name} = {}", value(other.as_deref())),
-                DifferenceKind::Different => {
-                    format!(
-                        "{name} = {} on {a}, {} on {b}",
-                        value(one.as_deref()),
-                        value(other.as_deref())
-                    )
-                }
-            }
+    let values = |column: &ColumnDifference| {
+        let name = clean(column.column.as_str());
+        let (one, other) = (value(column.a.as_deref()), value(column.b.as_deref()));
+        match example.kind {
+            // Without values, such rows have no columns.
+            DifferenceKind::Missing => format!("{name} = {one}"),
+            DifferenceKind::Extra => format!("{name} = {other}"),
+            DifferenceKind::Different if column.a == column.b => name,
+            DifferenceKind::Different => format!("{name} = {one} on {a}, {other} on {b}"),
         }
     };
     let columns: Vec<String> = example.columns.iter().map(values).collect();
@@ -259,11 +253,7 @@ fn example_json(table: &TableReport, example: &RowDifference) -> Value {
 /// How far a comparison is, in one line that changes rarely.
 pub(crate) fn line(work: &WorkProgress) -> String {
     let tenth = work.done.saturating_mul(10) / work.total.max(1);
-    format!(
-        "comparing {} of both nodes: about {} %",
-        size(work.total),
-        (tenth * 10).min(100)
-    )
+    format!("comparing rows: about {} %", (tenth * 10).min(100))
 }
 
 /// Moves the bar.
@@ -313,7 +303,10 @@ mod tests {
                 row(
                     DifferenceKind::Extra,
                     "8",
-                    vec![column("note", None, Some("new"))],
+                    vec![
+                        column("note", None, Some("new")),
+                        column("total", None, None),
+                    ],
                 ),
                 row(
                     DifferenceKind::Different,
@@ -322,7 +315,7 @@ mod tests {
                 ),
                 row(
                     DifferenceKind::Different,
-                    "10",
+                    "z",
                     vec![column("total", Some("1"), None)],
                 ),
             ],

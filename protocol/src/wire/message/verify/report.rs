@@ -123,6 +123,8 @@ impl TableReport {
                 std::mem::swap(&mut column.a, &mut column.b);
             }
         }
+        self.examples
+            .sort_by(|one, other| (one.kind, &one.key).cmp(&(other.kind, &other.key)));
     }
 }
 
