@@ -11,6 +11,7 @@
 //! run, metrics/            the process
 //! session/                 the coordinator's commands, and what it is told
 //! peer/      stored/       agent to agent; snapshots into a store
+//! verify/                  the rows of two nodes, compared
 //! facts/     target/       what a server is like; the steps of a job on its target
 //! replication/             subscription, fence, sequences, prepared slots
 //! part/                    one part, read and written
@@ -51,3 +52,4 @@ mod stored;
 mod target;
 mod task;
 pub mod telemetry;
+mod verify;

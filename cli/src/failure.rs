@@ -12,6 +12,8 @@ pub(crate) const ERROR: u8 = 1;
 pub(crate) const BAD_ARGUMENTS: u8 = 2;
 /// Schemas differ, and the mode does not allow it.
 pub(crate) const SCHEMA_MISMATCH: u8 = 3;
+/// Rows differ.
+pub(crate) const ROWS_DIFFER: u8 = 3;
 /// Cancelled.
 pub(crate) const CANCELLED: u8 = 4;
 /// The job timed out.

@@ -13,7 +13,7 @@ use steep_protocol::message::peer::{
     CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PartSum, PeerReply, PeerRequest,
     SchemaSection, Secret, SequenceValue, TablePlan,
 };
-use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
+use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Sender, Watched};
 use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry, TableName};
 use steep_schema::Schema;
 use tokio::sync::Mutex;
@@ -292,6 +292,12 @@ impl SourceAgent {
         }
     }
 
+    /// A stream for more than one question.
+    pub(super) async fn stream(&self) -> Result<(Sender, Receiver), Fault> {
+        let connection = self.connected().await?;
+        connection.open().await.map_err(|error| error.to_fault())
+    }
+
     /// Sends a request on a stream of its own; returns the first reply, and the stream for more.
     async fn ask(&self, request: &PeerRequest) -> Result<(PeerReply, Receiver), Fault> {
         let connection = self.connected().await?;
@@ -336,7 +342,7 @@ impl SourceAgent {
             .hint("take fewer tables at a time: --include-schema, --exclude-table")
     }
 
-    fn unexpected(&self) -> Fault {
+    pub(super) fn unexpected(&self) -> Fault {
         let node = &self.source.node;
         let text = format!("the agent of {node} sent an unexpected answer");
         Fault::new(FaultKind::Failed, text)
@@ -344,7 +350,7 @@ impl SourceAgent {
     }
 }
 
-async fn receive<T: DeserializeOwned>(receiver: &mut Receiver) -> Result<T, Fault> {
+pub(super) async fn receive<T: DeserializeOwned>(receiver: &mut Receiver) -> Result<T, Fault> {
     receiver
         .recv()
         .await

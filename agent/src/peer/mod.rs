@@ -11,6 +11,7 @@
 //! done only after the target's commit (G2); a broken connection costs the parts on it and nothing else.
 
 pub(crate) mod connection;
+pub(crate) mod conversation;
 mod exchange;
 mod expected;
 pub(crate) mod fetch;

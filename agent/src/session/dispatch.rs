@@ -13,6 +13,7 @@ use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::message::verify::VerifyTables;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Phase};
 use steep_schema::Schema;
@@ -29,6 +30,7 @@ use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
 use crate::kept;
 use crate::peer::connection::SourceAgent;
+use crate::peer::conversation::Remote;
 use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
@@ -40,6 +42,7 @@ use crate::stored::{self, Reader, carried::Carried};
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
+use crate::verify::compare_rows;
 
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -201,6 +204,9 @@ impl Agent {
                 filter,
                 replicated,
             } => self.jobs.admit(job, target, filter, replicated),
+            SourceCommand::AdmitVerify { target, values } => {
+                self.jobs.admit_comparison(job, target, values);
+            }
             SourceCommand::Open(request) => return self.open(task, request).await,
             SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.released(job) {
@@ -394,8 +400,19 @@ impl Agent {
                 };
                 Ok(Outcome::Reviewed(Box::new(review)))
             }
+            TargetCommand::Verify(request) => self.verify(task, *request).await,
             TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
         }
+    }
+
+    async fn verify(&self, task: &Task, request: VerifyTables) -> Result<Outcome, Fault> {
+        let remote = Remote {
+            agent: self.source_agent(request.source.clone(), task.job),
+            cancel: task.cancel.clone(),
+        };
+        let compared = Box::pin(compare_rows(task, remote, request)).await;
+        self.reports.forget(task.job);
+        Ok(Outcome::Compared(Box::new(compared?)))
     }
 
     /// A command has come again. It may name other targets that share the snapshot.

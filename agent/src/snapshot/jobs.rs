@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::verify::RowValues;
 use steep_protocol::{ByteCount, JobId, NodeId, RowCount, SnapshotId};
 
 use super::OpenSnapshot;
@@ -26,6 +27,8 @@ pub(crate) struct SourceJob {
     pub(crate) filter: TableFilter,
     /// The replication whose published tables the description names.
     pub(crate) replication: Option<JobId>,
+    /// Whether its target may compare rows, and see their values.
+    pub(crate) compares: Option<RowValues>,
     pub(crate) open: Option<Holder>,
     /// `None` where the server holds no snapshot.
     held_since: Option<Instant>,
@@ -63,11 +66,21 @@ impl SourceJobs {
                 target,
                 filter,
                 replication,
+                compares: None,
                 open,
                 held_since,
                 counted,
             },
         );
+    }
+
+    /// Lets `target` compare rows under that job, and nothing else.
+    pub(crate) fn admit_comparison(&self, job: JobId, target: NodeId, values: RowValues) {
+        let filter = TableFilter::default();
+        self.admit(job, target, filter, None);
+        if let Some(entry) = self.lock().get_mut(&job) {
+            entry.compares = Some(values);
+        }
     }
 
     pub(crate) fn open(&self, job: JobId, holder: Holder) {

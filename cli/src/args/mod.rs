@@ -5,6 +5,7 @@ mod events;
 mod init;
 mod schema;
 mod snapshot;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub(crate) use init::{
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
+pub(crate) use verify::VerifyArgs;
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
 #[derive(Debug, Parser)]
@@ -39,7 +41,7 @@ Examples:
 
 `steep-repl COMMAND --help` has examples of each command.
 
-Exit codes: 0 success, 1 error, 2 bad arguments, 3 schemas differ, 4 cancelled, 5 timeout,
+Exit codes: 0 success, 1 error, 2 bad arguments, 3 schemas or rows differ, 4 cancelled, 5 timeout,
 6 cannot connect or not authorised."
 )]
 pub(crate) struct Cli {
@@ -121,6 +123,8 @@ Examples:
     /// Read a node once into a store; list, verify and delete what is stored
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Compare the rows of two nodes exactly, while both are written to
+    Verify(VerifyArgs),
     /// Compare nodes' schemas, and export or capture them
     #[command(subcommand)]
     Schema(SchemaCommand),

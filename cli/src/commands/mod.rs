@@ -9,6 +9,7 @@ mod nodes;
 mod remove;
 mod schema;
 mod snapshot;
+mod verify;
 mod watch;
 
 use steep_protocol::FaultKind;
@@ -97,6 +98,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,
         Command::Snapshot(command) => snapshot::run(command, &context).await,
+        Command::Verify(args) => interruptible(verify::run(args, &context)).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }

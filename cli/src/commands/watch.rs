@@ -91,6 +91,8 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
+            | ApiReply::Verifying(_)
+            | ApiReply::Compared(_)
             | ApiReply::Fault(_) => {}
         }
     }

@@ -224,6 +224,8 @@ impl<'a> Follower<'a> {
             | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
+            | ApiReply::Verifying(_)
+            | ApiReply::Compared(_)
             | ApiReply::Fault(_) => {}
         }
     }

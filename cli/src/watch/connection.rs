@@ -225,6 +225,8 @@ impl ConnectionTask {
             | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
+            | ApiReply::Verifying(_)
+            | ApiReply::Compared(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

@@ -5,6 +5,7 @@
 //! sent the previous one, so a slow reader skips views and delays nobody.
 
 mod follow;
+mod verify;
 mod watch;
 
 use std::time::Duration;
@@ -193,6 +194,7 @@ impl Stream {
                 self.reply(&ApiReply::Accepted { jobs: ids }).await?;
                 self.watch(jobs, Some(after)).await?;
             }
+            Answer::Verifying(feed) => self.verifying(feed).await?,
             // Never the answer to a query or an order.
             Answer::Events(_)
             | Answer::Audit(_)

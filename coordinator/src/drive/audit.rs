@@ -14,6 +14,7 @@ use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
+use steep_protocol::message::verify::RowValues;
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Driver, Operator};
@@ -53,6 +54,7 @@ impl AuditEntry {
             Order::Rebuild { node } => ("init.rebuild", node),
             Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
+            Order::Verify(spec) => ("verify", &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
         };
@@ -83,6 +85,12 @@ impl AuditEntry {
                 let keep = spec.keep.iter().map(|keep| ("keep", keep.to_string()));
                 output.chain([expires]).chain(keep).collect()
             }
+            Order::Verify(spec) => {
+                let shown = (spec.values == RowValues::Shown).to_string();
+                let tables = (!spec.tables.is_empty()).then(|| listed(spec.tables.iter()));
+                let tables = tables.map(|tables| ("tables", tables));
+                [("show_values", shown)].into_iter().chain(tables).collect()
+            }
             Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {
                 vec![("slot", slot.to_string()), ("drop", true.to_string())]
@@ -90,6 +98,7 @@ impl AuditEntry {
         };
         let source = match order {
             Order::Capture { peer, .. } => peer.clone(),
+            Order::Verify(spec) => Some(spec.node_a.clone()),
             _ => None,
         };
         vec![Self {

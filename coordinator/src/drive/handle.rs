@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use steep_protocol::message::agent::{AgentMessage, Registration};
+use steep_protocol::message::agent::{AgentMessage, Registration, WorkProgress};
 use steep_protocol::message::api::{
     ApiReply, AuditView, EndView, EventView, JobView, NodeView, Order, ProgressView, Query,
 };
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::message::snapshot::SnapshotView;
+use steep_protocol::message::verify::VerifyReport;
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -171,6 +172,8 @@ pub enum Answer {
         /// The next page, if any.
         next: Option<SchemaCursor>,
     },
+    /// The progress and the result of a comparison of rows.
+    Verifying(watch::Receiver<VerifyFeed>),
     /// The values of all metrics.
     Gauges(Box<Gauges>),
     /// The loop runs.
@@ -215,6 +218,17 @@ pub struct Feed {
     pub view: Arc<ProgressView>,
     /// How it ended, once it has.
     pub end: Option<Arc<EndView>>,
+}
+
+/// The newest of a comparison of rows.
+#[derive(Debug, Clone)]
+pub enum VerifyFeed {
+    /// Nothing was heard of it yet.
+    Began,
+    /// How far it is.
+    Progress(WorkProgress),
+    /// What came of it.
+    Ended(Result<Arc<VerifyReport>, Fault>),
 }
 
 /// The channels to the loop.

@@ -312,6 +312,9 @@ impl<S: Store> Driver<S> {
             AgentMessage::Progress(report) if self.is_snapshot(report.job) => {
                 self.on_snapshot_progress(node, report.job, report.work);
             }
+            AgentMessage::Progress(report) if self.is_asking(report.job) => {
+                self.verify_progress(node, report.job, report.work, now);
+            }
             AgentMessage::Progress(report) => self.on_progress(node, report, now),
             AgentMessage::PartsDone { job, parts } => self.on_parts(node, job, parts, now),
             AgentMessage::Finished { command, outcome } => {

@@ -45,6 +45,7 @@ mod stored_check;
 mod sweep;
 mod ticket;
 mod unknown_slots;
+mod verify;
 mod views;
 mod watchers;
 
@@ -67,7 +68,7 @@ use tokio_util::sync::CancellationToken;
 use self::ticket::Ticket;
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges, SourceGauges};
 pub use handle::{
-    AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
+    AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply, VerifyFeed,
 };
 pub use reachability::UNSEEN_GRACE;
 

@@ -69,6 +69,7 @@ impl<S: Store> Driver<S> {
             Order::DeleteSnapshot { snapshot, force } => self
                 .delete_snapshot(snapshot, force, ticket, now)
                 .map(|_| Vec::new()),
+            Order::Verify(spec) => self.verify(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::DropPrepared { node, slot } => self
                 .drop_prepared(&node, &slot, ticket, now)
                 .map(|()| Vec::new()),

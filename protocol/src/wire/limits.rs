@@ -89,5 +89,25 @@ pub const SLOWEST_TABLES: usize = 10;
 /// Lock conflicts in one report of an agent.
 pub const LOCK_CONFLICTS_MAX: usize = 20;
 
+/// Tables of one comparison of rows.
+pub const VERIFY_TABLES_MAX: usize = 50_000;
+
+/// Rows in one answer, and keys in one question, of a comparison of rows: with keys as long as an index
+/// allows (2.7 kB), they fit a control frame.
+pub const VERIFY_ROWS_MAX: usize = 4_000;
+
+/// Rows that differ and are shown, for each table.
+pub const VERIFY_EXAMPLES: usize = 100;
+
+/// The same over all tables.
+pub const VERIFY_EXAMPLES_ALL: usize = 2_000;
+
+/// Characters shown of a column's value.
+pub const VERIFY_VALUE_SHOWN: usize = 200;
+
+/// Bits of a bucket's number in a comparison of rows: the sums of all buckets of a range, 44 bytes each, are
+/// 1.4 MB.
+pub const VERIFY_BITS_MAX: u8 = 15;
+
 /// Characters shown of another session's statement.
 pub const STATEMENT_SHOWN: usize = 200;

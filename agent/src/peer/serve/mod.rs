@@ -5,6 +5,7 @@ mod epochs;
 mod plan;
 mod shared;
 mod stored;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +26,11 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use self::plan::send_plan;
+use self::plan::{send_plan, send_text};
 use self::shared::Claim;
 use super::{span, stream};
 use crate::budget::Budget;
-use crate::chunk::{Packer, PartReader, Sent};
+use crate::chunk::{Packer, Sent};
 use crate::kept;
 use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
@@ -39,7 +40,7 @@ use crate::snapshot::stored::{Holder, StoredFrames};
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs};
 use crate::stored::spool::Spooled;
 use crate::task::{CopyTerms, Patience, Progress, Task};
-use crate::telemetry::{Flow, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// Concurrent streams per peer; more wait in QUIC's own limit.
 const STREAMS_AT_ONCE: usize = 128;
@@ -149,6 +150,10 @@ impl Server {
                             return;
                         };
                         match asked {
+                            Ok(Some(PeerRequest::Verify { job })) => {
+                                let (peer, stream) = (&connection.peer().name, (sender, receiver));
+                                server.compare_rows(peer, job, stream, cancel).await;
+                            }
                             Ok(Some(request)) => {
                                 let _answering = server.shutdown.answers.token();
                                 server.attend_to(connection, request, sender, cancel).await;
@@ -220,7 +225,11 @@ impl Server {
     ) -> Option<Sender> {
         let job = request.job();
         let peer = &connection.peer().name;
-        let entry = self.jobs.get(job).filter(|j| j.target == *peer);
+        // Who was named for a comparison of rows may ask for nothing else.
+        let entry = self
+            .jobs
+            .get(job)
+            .filter(|j| j.target == *peer && j.compares.is_none());
         let outcome = match (entry, request) {
             (_, PeerRequest::FetchKept(wanted)) if self.kept.admits(wanted.snapshot, peer) => {
                 self.send_kept(wanted, &mut sender).await
@@ -345,7 +354,8 @@ impl Server {
             PeerRequest::PassFence { job, epoch } => {
                 self.pass_fence(entry, (job, epoch), cancel).await
             }
-            PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) => {
+            // A comparison is a conversation, begun elsewhere.
+            PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) | PeerRequest::Verify { .. } => {
                 let text = "the coordinator has named no shared snapshot for this request";
                 Err(Fault::new(FaultKind::Unauthorized, text).on(&self.node))
             }
@@ -488,16 +498,4 @@ async fn refuse(mut sender: Sender, fault: Fault) -> Option<Sender> {
         sender.reset(CloseCode::Forbidden);
     }
     None
-}
-
-/// Sends a section of the schema like a part.
-async fn send_text(
-    mut text: impl PartReader,
-    connection: &Connection,
-    sender: &mut Sender,
-) -> Result<(), StreamError> {
-    sender.send(&PeerReply::FramesFollow).await?;
-    let packer = Packer::new(Compression::Auto, connection.rtt());
-    let sent = stream::send(&mut text, packer, sender, &Flow::default()).await;
-    sent.map(drop)
 }

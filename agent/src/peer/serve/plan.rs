@@ -1,13 +1,17 @@
 //! The plan and the schema, in pages.
 
 use steep_protocol::limits::PLAN_PAGE;
+use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::PeerReply;
-use steep_protocol::quic::{Sender, StreamError};
+use steep_protocol::quic::{Connection, Sender, StreamError};
 
 use super::Server;
+use crate::chunk::{Packer, PartReader};
+use crate::peer::stream;
 use crate::pg::catalog;
 use crate::snapshot::stored::Holder;
 use crate::snapshot::{SourceJob, describe_replicated};
+use crate::telemetry::Flow;
 
 impl Server {
     pub(super) async fn describe(
@@ -49,6 +53,18 @@ pub(super) async fn send_plan(open: &Holder, sender: &mut Sender) -> Result<(), 
             .await?;
     }
     Ok(())
+}
+
+/// Sends a section of the schema like a part.
+pub(super) async fn send_text(
+    mut text: impl PartReader,
+    connection: &Connection,
+    sender: &mut Sender,
+) -> Result<(), StreamError> {
+    sender.send(&PeerReply::FramesFollow).await?;
+    let packer = Packer::new(Compression::Auto, connection.rtt());
+    let sent = stream::send(&mut text, packer, sender, &Flow::default()).await;
+    sent.map(drop)
 }
 
 /// At least one page; the last one is marked.

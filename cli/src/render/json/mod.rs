@@ -28,7 +28,7 @@ use super::findings;
 pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 18] = [
+const NUMERIC: [&str; 22] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -42,6 +42,10 @@ const NUMERIC: [&str; 18] = [
     "interrupted",
     "made",
     "missing",
+    "extra",
+    "different",
+    "tables",
+    "tables_unequal",
     "wal_held",
     "wal_limit",
     "epoch",

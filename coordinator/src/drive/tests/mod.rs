@@ -15,6 +15,7 @@ mod simulation;
 mod spool;
 mod stored;
 mod stored_check;
+mod verify;
 mod watching;
 mod world;
 

@@ -171,7 +171,8 @@ impl Turn {
                 | Outcome::Rebuilt(_)
                 | Outcome::Sealed(_)
                 | Outcome::Verified(_)
-                | Outcome::Found(_),
+                | Outcome::Found(_)
+                | Outcome::Compared(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {

@@ -120,6 +120,12 @@ pub enum PeerRequest {
         /// The epoch's.
         epoch: Replication,
     },
+    /// Compare rows. Answered with [`PeerReply::Noted`]; then the stream is the conversation of
+    /// [`super::verify`].
+    Verify {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -213,6 +219,7 @@ impl PeerRequest {
             | Self::MoveTables { job, .. }
             | Self::DropEpoch { job, .. }
             | Self::PassFence { job, .. }
+            | Self::Verify { job }
             | Self::PartsReceived { job, .. }
             | Self::FetchKept(FetchKept { job, .. })
             | Self::NextPart(NextPart { job, .. }) => *job,

@@ -114,6 +114,7 @@ impl Cluster {
             SourceCommand::PrepareSlot { .. }
             | SourceCommand::DropPrepared
             | SourceCommand::TakeSlot { .. }
+            | SourceCommand::AdmitVerify { .. }
             | SourceCommand::ReturnSlot { .. } => Err(failed("not simulated")),
         }
     }

@@ -92,7 +92,9 @@ impl Cluster {
             }
             TargetCommand::Cleanup { data, earlier } => self.clean_target(n, run, *data, earlier),
             TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
-            TargetCommand::RebuildMissing => Err(failed("not simulated")),
+            TargetCommand::Verify(_) | TargetCommand::RebuildMissing => {
+                Err(failed("not simulated"))
+            }
         }
     }
 

@@ -75,6 +75,10 @@ impl World {
                 self.agent(name).admitted.remove(&job);
                 Outcome::Done
             }
+            SourceCommand::AdmitVerify { .. } => {
+                self.agent(name).admitted.insert(job);
+                Outcome::Done
+            }
             SourceCommand::TakeSlot { .. } | SourceCommand::DropPrepared => Outcome::Done,
             SourceCommand::Store(_) => Outcome::Sealed(SealedSnapshot {
                 tables: TABLES.into(),
@@ -133,6 +137,7 @@ impl World {
                 findings: Vec::new(),
                 missing: self.missing.clone(),
             },
+            TargetCommand::Verify(_) => Outcome::Compared(Box::default()),
             TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
                 made: 1,
                 missing: self.missing.clone(),

@@ -9,6 +9,7 @@ use super::super::job::{
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
+use super::super::verify::{RowValues, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
 /// The name and address of a peer.
@@ -127,6 +128,13 @@ pub enum SourceCommand {
         /// Whether changes from it may have been applied.
         used: Used,
     },
+    /// From here on `target` may compare rows with this node's. Reads nothing.
+    AdmitVerify {
+        /// The node that will.
+        target: NodeId,
+        /// Whether it may read values.
+        values: RowValues,
+    },
 }
 
 /// Commands to the target's agent.
@@ -213,6 +221,8 @@ pub enum TargetCommand {
     },
     /// Retry objects that could not be created, of whichever job.
     RebuildMissing,
+    /// Compare rows with the source's, which must have received [`SourceCommand::AdmitVerify`] for the same job.
+    Verify(Box<VerifyTables>),
 }
 
 /// Commands to any agent about its own node.
@@ -411,6 +421,7 @@ impl Command {
             | TargetCommand::Fold { source, .. }
             | TargetCommand::Finish { source, .. }
             | TargetCommand::Compare { source, .. } => Some(source),
+            TargetCommand::Verify(request) => Some(&request.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }

@@ -7,6 +7,7 @@ use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
+use super::super::verify::VerifyReport;
 use crate::wire::{ByteCount, Lsn, RowCount};
 
 /// The outcome of a command.
@@ -80,6 +81,8 @@ pub enum Outcome {
     Verified(Box<VerifiedSnapshot>),
     /// Of `NodeCommand::FindStored`.
     Found(FoundSnapshot),
+    /// Of `TargetCommand::Verify`.
+    Compared(Box<VerifyReport>),
 }
 
 /// Objects of the source's schema that could not be created on a node.

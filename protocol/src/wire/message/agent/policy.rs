@@ -117,6 +117,7 @@ impl SourceCommand {
                 .within(Duration::from_secs(24 * 3600)),
             Self::DeleteSnapshot { .. } => Policy::REMOVAL.named("delete_snapshot"),
             Self::ReturnSlot { .. } => Policy::REMOVAL.named("return_slot"),
+            Self::AdmitVerify { .. } => Policy::QUESTION.named("admit_verify"),
         }
     }
 }
@@ -144,6 +145,13 @@ impl TargetCommand {
                 Comparison::Schemas => "compare_schemas",
                 Comparison::Replicated(_) => "compare_replicated",
             }),
+            // It may take days; its limit begins anew with each report of progress.
+            Self::Verify(_) => Policy {
+                at_stop: AtStop::Cancel,
+                ..Policy::QUESTION
+                    .named("verify")
+                    .within(Duration::from_secs(600))
+            },
             // It may build indexes of large tables.
             Self::RebuildMissing => Policy {
                 at_stop: AtStop::Cancel,

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 pub use self::report::{EndView, JobView, LostSnapshot, PhaseSeconds, Report, TableTime};
 pub use self::request::{Afterwards, ApiRequest, InitRequest, Order, Query};
 use super::adjust::Adjusted;
-use super::agent::{LockRole, MissingObjects, Rebuilt};
+use super::agent::{LockRole, MissingObjects, Rebuilt, WorkProgress};
 use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
+use super::verify::VerifyReport;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -71,6 +72,10 @@ pub enum ApiReply {
     Found(FoundSnapshot),
     /// The terms that a job has now.
     Adjusted(Adjusted),
+    /// How far a comparison of rows is, in heap bytes of both nodes.
+    Verifying(WorkProgress),
+    /// What a comparison of rows came to.
+    Compared(Box<VerifyReport>),
 }
 
 /// A node, as the CLI shows it.

@@ -6,6 +6,7 @@ use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
+use super::super::verify::VerifySpec;
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
 use crate::wire::{NodeId, SnapshotId};
@@ -178,6 +179,9 @@ pub enum Order {
         /// What changes.
         change: Adjustment,
     },
+    /// [`ApiReply::Verifying`] while rows are compared, then [`ApiReply::Compared`]. Closing the stream ends the
+    /// comparison.
+    Verify(Box<VerifySpec>),
 }
 
 /// How targets get their rows.

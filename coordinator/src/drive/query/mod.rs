@@ -5,6 +5,8 @@
 //! restart. [`Driver::query_step`] decides what follows an outcome; the module that starts a query also
 //! handles its last outcome.
 
+mod ends;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,7 +15,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
-use steep_protocol::message::handover::{PrepareSpec, Replication};
+use steep_protocol::message::handover::{PrepareSpec, PreparedSlot, Replication};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
@@ -21,8 +23,9 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, Snapshot
 use super::doctor::Look;
 use super::handover::judge_prepare;
 use super::schema::{After, Pair, admit};
-use super::stored_check::{StoredLook, was_not_looked_at};
+use super::stored_check::StoredLook;
 use super::sweep::Sweep;
+use super::verify::Verification;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
 use crate::store::Store;
@@ -94,6 +97,10 @@ pub(super) enum Purpose {
     DropPrepared(Ticket),
     /// Retry missing objects.
     Rebuild(Ticket),
+    /// Permit the node to compare rows with its peer, before it does.
+    AdmitVerify(Box<Verification>),
+    /// Compare rows.
+    Verify(Box<Verification>),
     /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
 }
@@ -124,6 +131,8 @@ impl Purpose {
             | Self::VerifySnapshot(..)
             | Self::FindSnapshot(_)
             | Self::DropPrepared(_)
+            | Self::AdmitVerify(_)
+            | Self::Verify(_)
             | Self::Sweep(_) => "",
         }
     }
@@ -241,7 +250,11 @@ impl<S: Store> Driver<S> {
         purpose: Purpose,
         now: Timestamp,
     ) {
-        if let Command::Source(SourceCommand::Gather { .. } | SourceCommand::Admit { .. }) = command
+        if let Command::Source(
+            SourceCommand::Gather { .. }
+            | SourceCommand::Admit { .. }
+            | SourceCommand::AdmitVerify { .. },
+        ) = command
         {
             course.admitted = Some(on.clone());
         }
@@ -317,31 +330,10 @@ impl<S: Store> Driver<S> {
                 self.answer(ticket, Ok(Answer::Schema { page, next }));
             }
             (Purpose::Capture { peer, ticket }, Outcome::Captured { tables }) => {
-                let Some(peer) = peer else {
-                    self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
-                    return None;
-                };
-                let pair = Pair {
-                    node: course.on.clone(),
-                    peer,
-                    filter: TableFilter::default(),
-                };
-                let after = After::Captured { tables, ticket };
-                return Some((
-                    pair.peer.clone(),
-                    admit(&pair, &after),
-                    Purpose::Admit(pair, after),
-                ));
+                return self.captured(course, peer, (tables, ticket));
             }
             (Purpose::Admit(pair, after), Outcome::Done) => {
-                let command = TargetCommand::Compare {
-                    source: self.peer(&pair.peer),
-                    filter: pair.filter.clone(),
-                    what: match after.replicated() {
-                        None => Comparison::Schemas,
-                        Some(replication) => Comparison::Replicated(replication),
-                    },
-                };
+                let command = self.compare(&pair, &after);
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
                 return Some((on, command.into(), purpose));
             }
@@ -353,25 +345,19 @@ impl<S: Store> Driver<S> {
                     self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
                 }
             },
+            (Purpose::AdmitVerify(verification), Outcome::Done) => {
+                let command = self.verify_command(&verification);
+                let on = verification.node.clone();
+                return Some((on, command.into(), Purpose::Verify(verification)));
+            }
+            (Purpose::Verify(verification), Outcome::Compared(report)) => {
+                self.verified(&verification, *report, now);
+            }
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
-                match judge_prepare(&spec.node, &facts) {
-                    Ok(findings) => {
-                        let expires_seconds = spec.expires_seconds;
-                        let command = SourceCommand::PrepareSlot { expires_seconds };
-                        let purpose = Purpose::Prepare(findings, ticket);
-                        return Some((spec.node, command.into(), purpose));
-                    }
-                    Err(fault) => self.answer(ticket, Err(fault)),
-                }
+                return self.looked_before_prepare(spec, &facts, ticket);
             }
             (Purpose::Prepare(findings, ticket), Outcome::SlotPrepared(slot)) => {
-                self.slot_prepared(&course.on, &slot, now);
-                let target = course.on.clone();
-                let found =
-                    (!findings.is_empty()).then_some(ApiReply::Findings { target, findings });
-                let prepared = ApiReply::Prepared(vec![*slot]);
-                let replies = found.into_iter().chain([prepared]).collect();
-                self.answer(ticket, Ok(Answer::Replies(replies)));
+                self.prepared(&course.on, (*slot, findings), ticket, now);
             }
             (Purpose::LookBeforeGenerate(spec, operator, ticket), Outcome::SourceFacts(facts)) => {
                 return self.looked_before_generate(*spec, operator, (&facts, ticket));
@@ -408,86 +394,74 @@ impl<S: Store> Driver<S> {
         None
     }
 
-    fn query_failed(&mut self, purpose: Purpose, fault: Fault, now: Timestamp) {
-        match purpose {
-            Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => {
-                self.doctor_failed(look.doctor, fault, now);
-            }
-            Purpose::LookAtStored(look, ..) if was_not_looked_at(&fault) => {
-                self.doctor_failed(look.doctor, fault, now);
-            }
-            Purpose::LookAtStored(look, source, target) => {
-                self.looked(&look, &source, &target, Some(&fault));
-            }
-            Purpose::CheckStored(look) => self.stored_checked(look, Err(fault), now),
-            Purpose::Describe(ticket)
-            | Purpose::Capture { ticket, .. }
-            | Purpose::Admit(_, After::Captured { ticket, .. })
-            | Purpose::Compare(_, After::Captured { ticket, .. })
-            | Purpose::LookBeforePrepare(_, ticket)
-            | Purpose::Prepare(_, ticket)
-            | Purpose::LookBeforeGenerate(_, _, ticket)
-            | Purpose::LookAtPlace(_, _, _, ticket)
-            | Purpose::VerifySnapshot(_, ticket)
-            | Purpose::FindSnapshot(ticket)
-            | Purpose::DropPrepared(ticket)
-            | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
-            Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
-            Purpose::Admit(pair, After::Drift { .. })
-            | Purpose::Compare(pair, After::Drift { .. }) => {
-                Self::comparison_failed(&pair.node, &fault);
-            }
-        }
-    }
-
-    /// Revokes a source's permission, if the query needed one (G7).
-    fn query_over(&mut self, course: &Course) {
-        if let Some(source) = &course.admitted {
-            self.release_permission(course.job, course.next, source);
-        }
-    }
-
-    /// Ends queries that take too long.
-    pub(super) fn tick_queries(&mut self, now: Timestamp) {
-        let late = |query: &AgentQuery| {
-            let Course { on, limit, .. } = &query.course;
-            let text = format!("the agent did not answer within {} s", limit.as_secs());
-            let fault = Fault::new(FaultKind::Timeout, text).on(on);
-            (query.course.give_up <= now).then(|| fault.hint(query.purpose.hint()))
-        };
-        self.end_queries(late, now);
-    }
-
-    /// Ends the queries that need an agent whose session ended.
-    pub(super) fn queries_lost(&mut self, node: &NodeId, now: Timestamp) {
-        let text = "the agent disconnected before it answered";
-        let fault = Fault::new(FaultKind::Unreachable, text).on(node);
-        let lost = |query: &AgentQuery| {
-            query
-                .needs(node)
-                .then(|| fault.clone().retry(Retry::Backoff))
-        };
-        self.end_queries(lost, now);
-    }
-
-    /// Ends the queries for which `why` returns a fault.
-    pub(super) fn end_queries(
+    /// The node's fingerprints are stored; those of its peer follow, if it has one.
+    fn captured(
         &mut self,
-        why: impl Fn(&AgentQuery) -> Option<Fault>,
+        course: &Course,
+        peer: Option<NodeId>,
+        (tables, ticket): (u64, Ticket),
+    ) -> Next {
+        let Some(peer) = peer else {
+            self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
+            return None;
+        };
+        let pair = Pair {
+            node: course.on.clone(),
+            peer,
+            filter: TableFilter::default(),
+        };
+        let after = After::Captured { tables, ticket };
+        let command = admit(&pair, &after);
+        Some((pair.peer.clone(), command, Purpose::Admit(pair, after)))
+    }
+
+    fn looked_before_prepare(
+        &mut self,
+        spec: PrepareSpec,
+        facts: &SourceFacts,
+        ticket: Ticket,
+    ) -> Next {
+        match judge_prepare(&spec.node, facts) {
+            Ok(findings) => {
+                let expires_seconds = spec.expires_seconds;
+                let command = SourceCommand::PrepareSlot { expires_seconds };
+                Some((
+                    spec.node,
+                    command.into(),
+                    Purpose::Prepare(findings, ticket),
+                ))
+            }
+            Err(fault) => {
+                self.answer(ticket, Err(fault));
+                None
+            }
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        target: &NodeId,
+        (slot, findings): (PreparedSlot, Vec<Finding>),
+        ticket: Ticket,
         now: Timestamp,
     ) {
-        let mut ended = Vec::new();
-        for query in std::mem::take(&mut self.queries) {
-            match why(&query) {
-                Some(fault) => ended.push((query, fault)),
-                None => self.queries.push(query),
-            }
-        }
-        for (AgentQuery { course, purpose }, fault) in ended {
-            let (id, job) = (course.command, course.job);
-            self.send(&course.on, CoordinatorMessage::Abort { id, job });
-            self.query_failed(purpose, fault, now);
-            self.query_over(&course);
+        self.slot_prepared(target, &slot, now);
+        let target = target.clone();
+        let found = (!findings.is_empty()).then_some(ApiReply::Findings { target, findings });
+        let prepared = ApiReply::Prepared(vec![slot]);
+        let replies = found.into_iter().chain([prepared]).collect();
+        self.answer(ticket, Ok(Answer::Replies(replies)));
+    }
+
+    /// The command that compares the node with its peer.
+    fn compare(&self, pair: &Pair, after: &After) -> TargetCommand {
+        TargetCommand::Compare {
+            source: self.peer(&pair.peer),
+            filter: pair.filter.clone(),
+            what: match after.replicated() {
+                None => Comparison::Schemas,
+                Some(replication) => Comparison::Replicated(replication),
+            },
         }
     }
 }

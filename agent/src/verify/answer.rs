@@ -1,0 +1,375 @@
+//! The side that asks PostgreSQL: one session, one question at a time.
+
+use std::time::Duration;
+
+use steep_protocol::limits::{LISTED_MAX, VERIFY_EXAMPLES, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX};
+use steep_protocol::message::verify::{
+    BucketSum, ColumnText, HeapRange, KeyedRow, RowDigest, RowKey, RowShape, RowValues, Sieve,
+    VerifyAsk, VerifyReply,
+};
+use steep_protocol::{Fault, FaultKind, Identifier, Lsn, NodeId, TableName};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
+use tokio_util::sync::CancellationToken;
+
+use super::Ask;
+use super::catalog::{self, Table};
+use super::sql::{Encoding, Reading};
+use crate::pg::{PgError, Session};
+use crate::task::Task;
+
+/// No statement holds `xmin` for longer.
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Levels of a sieve.
+const LEVELS_MAX: usize = 4;
+
+/// Settings beside those of every session: reads only, gives up on locks and long statements, digests the same
+/// text on any server, and takes no more of the server than one process and some memory for the buckets.
+const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '60s'; \
+    SET lock_timeout = '5s'; SET timezone = 'UTC'; SET xmlbinary = 'base64'; \
+    SET max_parallel_workers_per_gather = 0; SET work_mem = '16MB'";
+
+/// Rows are read by page and by key, whatever the planner knows of a table.
+const BY_INDEX: &str =
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+
+/// The catalog is read as ever.
+const BY_PLAN: &str = "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin";
+
+/// A conversation with this node's PostgreSQL.
+#[derive(Debug)]
+pub(crate) struct Answerer {
+    session: Session,
+    node: NodeId,
+    cancel: CancellationToken,
+    encoding: Encoding,
+    /// Whether values may be read.
+    values: RowValues,
+    table: Option<(Table, Option<Reading>)>,
+}
+
+impl Answerer {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The fault of a server that cannot be reached or refuses.
+    pub(crate) async fn connect(task: &Task, values: RowValues) -> Result<Self, Fault> {
+        let session = task.connect(&format!("verify {}", task.job)).await?;
+        let set = session.run(&task.cancel, session.batch_execute(SETTINGS));
+        set.await.map_err(|error| task.fault(error))?;
+        Ok(Self {
+            encoding: Encoding::of(session.server_encoding()),
+            session,
+            node: task.node.clone(),
+            cancel: task.cancel.clone(),
+            values,
+            table: None,
+        })
+    }
+
+    /// Disconnects properly.
+    pub(crate) async fn close(self) {
+        self.session.close().await;
+    }
+
+    async fn answer(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
+        match ask {
+            VerifyAsk::List(which) => {
+                let tables = self.stopping(catalog::list(&self.session, &which)).await?;
+                if tables.len() > VERIFY_TABLES_MAX {
+                    let text =
+                        format!("more than {VERIFY_TABLES_MAX} tables cannot be compared at once");
+                    return Err(self.refused(text).hint("name some of them with --tables"));
+                }
+                Ok(VerifyReply::Tables(tables))
+            }
+            VerifyAsk::Open(name) => self.open(&name).await,
+            VerifyAsk::Read(shape) => {
+                let reading = self.reading(&shape)?;
+                if let Some((_, current)) = &mut self.table {
+                    *current = Some(reading);
+                }
+                self.set(BY_INDEX).await?;
+                Ok(VerifyReply::Done)
+            }
+            VerifyAsk::Sums { range, sieve, bits } => {
+                self.check(&sieve, bits)?;
+                let (leaf, reading) = self.leaf(range)?;
+                let sql = reading.sums(leaf, range.pages, &sieve, bits);
+                self.read(&sql, sum)
+                    .await
+                    .map(|sums| sums.map_or(VerifyReply::TooMuch, VerifyReply::Sums))
+            }
+            VerifyAsk::Rows { range, sieve } => {
+                self.check(&sieve, 0)?;
+                let (leaf, reading) = self.leaf(range)?;
+                let sql = reading.rows(leaf, range.pages, &sieve);
+                let rows = self.read(&sql, row).await?;
+                let fits = rows.filter(|rows| rows.len() <= VERIFY_ROWS_MAX);
+                Ok(fits.map_or(VerifyReply::TooMuch, VerifyReply::Rows))
+            }
+            VerifyAsk::LookUp(keys) => self.look_up(&keys).await,
+            VerifyAsk::Columns { keys, values } => self.columns(&keys, values).await,
+            VerifyAsk::TakeFence => self.take_fence().await.map(VerifyReply::Fence),
+            VerifyAsk::Slots(names) => {
+                let names = &names[..names.len().min(LISTED_MAX)];
+                let slots = self.stopping(catalog::slots(&self.session, names)).await?;
+                Ok(VerifyReply::Slots(slots))
+            }
+            VerifyAsk::Subscriptions => {
+                let found = self.stopping(catalog::subscriptions(&self.session)).await?;
+                Ok(VerifyReply::Subscriptions(found))
+            }
+        }
+    }
+
+    async fn open(&mut self, name: &TableName) -> Result<VerifyReply, Fault> {
+        self.table = None;
+        self.set(BY_PLAN).await?;
+        let cancelled = || PgError::Cancelled.to_fault(&self.node);
+        let opened = tokio::select! {
+            opened = catalog::open(&self.session, &self.node, name) => opened?,
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        };
+        let reply = opened.as_ref().map(|table| Box::new(table.opened.clone()));
+        self.table = opened.map(|table| (table, None));
+        Ok(VerifyReply::Opened(reply))
+    }
+
+    /// Names that the table does not have are refused, so that no other text becomes SQL.
+    fn reading(&self, shape: &RowShape) -> Result<Reading, Fault> {
+        let Some((table, _)) = &self.table else {
+            return Err(self.refused("no table is open".to_owned()));
+        };
+        let unknown = |name: &Identifier| {
+            let text = format!("{} has no column {name} that can be compared", table.name);
+            self.refused(text).at(&table.name)
+        };
+        let columns = shape
+            .columns
+            .iter()
+            .map(|name| table.read(name).ok_or_else(|| unknown(name)));
+        let key = shape
+            .key
+            .iter()
+            .map(|name| table.key(name).ok_or_else(|| unknown(name)));
+        Ok(Reading {
+            columns: columns.collect::<Result<_, _>>()?,
+            key: key.collect::<Result<_, _>>()?,
+            encoding: self.encoding,
+        })
+    }
+
+    fn current(&self) -> Result<(&Table, &Reading), Fault> {
+        match &self.table {
+            Some((table, Some(reading))) => Ok((table, reading)),
+            Some((_, None)) | None => Err(self.refused("no table is being read".to_owned())),
+        }
+    }
+
+    fn leaf(&self, range: HeapRange) -> Result<(&TableName, &Reading), Fault> {
+        let (table, reading) = self.current()?;
+        let leaf = table.leaves.get(range.leaf as usize).ok_or_else(|| {
+            let text = format!(
+                "{} has fewer partitions than when it was opened",
+                table.name
+            );
+            self.refused(text)
+                .hint("run steep-repl verify again")
+                .at(&table.name)
+        })?;
+        Ok((leaf, reading))
+    }
+
+    fn check(&self, sieve: &Sieve, bits: u8) -> Result<(), Fault> {
+        match sieve.fits(LEVELS_MAX, bits) {
+            true => Ok(()),
+            false => Err(self.refused("the buckets do not fit the hash".to_owned())),
+        }
+    }
+
+    async fn look_up(&self, keys: &[RowKey]) -> Result<VerifyReply, Fault> {
+        let (table, reading) = self.by_key(keys, VERIFY_ROWS_MAX)?;
+        let mut found = vec![None; keys.len()];
+        if keys.is_empty() {
+            return Ok(VerifyReply::Found(found));
+        }
+        let sql = reading.look_up(&table.from, keys);
+        let place = |row: &SimpleQueryRow| Some((number::<usize>(row, 0)?, digest(row, 1)?));
+        let rows = self.read(&sql, place).await?;
+        let rows = rows.ok_or_else(|| self.too_slow(table))?;
+        for (place, digest) in rows {
+            if let Some(entry) = found.get_mut(place) {
+                *entry = Some(digest);
+            }
+        }
+        Ok(VerifyReply::Found(found))
+    }
+
+    async fn columns(&self, keys: &[RowKey], values: RowValues) -> Result<VerifyReply, Fault> {
+        let (table, reading) = self.by_key(keys, VERIFY_EXAMPLES)?;
+        if values == RowValues::Shown && self.values == RowValues::Hidden {
+            return Err(self.refused("values were not asked for by the operator".to_owned()));
+        }
+        let mut found = vec![None; keys.len()];
+        if keys.is_empty() {
+            return Ok(VerifyReply::Columns(found));
+        }
+        let sql = reading.columns(&table.from, keys, values);
+        let cell = |row: &SimpleQueryRow| {
+            let digest = row.get(2).map(|text| u64::from_str_radix(text, 16));
+            let text = row.get(3).map(str::to_owned);
+            let digest = digest.transpose().ok()?;
+            let (place, column): (usize, usize) = (number(row, 0)?, number(row, 1)?);
+            Some((place, column, ColumnText { digest, text }))
+        };
+        let cells = self.read(&sql, cell).await?;
+        let mut cells = cells.ok_or_else(|| self.too_slow(table))?;
+        cells.sort_by_key(|(row, column, _)| (*row, *column));
+        for (row, _, cell) in cells {
+            if let Some(entry) = found.get_mut(row) {
+                entry.get_or_insert_with(Vec::new).push(cell);
+            }
+        }
+        Ok(VerifyReply::Columns(found))
+    }
+
+    /// The open table, if its rows can be looked up by these keys.
+    fn by_key(&self, keys: &[RowKey], most: usize) -> Result<(&Table, &Reading), Fault> {
+        let (table, reading) = self.current()?;
+        let width = reading.key.len();
+        if width == 0 || keys.len() > most || keys.iter().any(|key| key.0.len() != width) {
+            return Err(self.refused("keys that do not fit the table's".to_owned()));
+        }
+        Ok((table, reading))
+    }
+
+    /// A position after everything that was committed. Its own commit makes sure that the WAL up to there is on
+    /// the disk, from where it is sent; a role that may not write the message waits for other commits.
+    async fn take_fence(&self) -> Result<Lsn, Fault> {
+        const FLUSH: &str = "BEGIN READ WRITE; SET LOCAL synchronous_commit = 'local'; \
+            SELECT pg_logical_emit_message(true, 'steep_repl', 'verify'); COMMIT";
+        const POSITION: &str = "SELECT pg_current_wal_insert_lsn()";
+        match self.simple(FLUSH).await {
+            Err(PgError::Server(_)) => {
+                self.set("ROLLBACK").await?;
+            }
+            other => {
+                other.map_err(|error| error.to_fault(&self.node))?;
+            }
+        }
+        let rows = self
+            .simple(POSITION)
+            .await
+            .map_err(|error| error.to_fault(&self.node))?;
+        let position = rows.iter().find_map(|row| row.get(0)?.parse().ok());
+        position.ok_or_else(|| catalog::not_an_lsn().to_fault(&self.node))
+    }
+
+    /// The rows of a statement; `None` where it took too long.
+    async fn read<T>(
+        &self,
+        sql: &str,
+        parse: impl Fn(&SimpleQueryRow) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Fault> {
+        let named = |fault: Fault| match &self.table {
+            Some((table, _)) => fault.at(&table.name),
+            None => fault,
+        };
+        let rows = match self.simple(sql).await {
+            Ok(rows) => rows,
+            Err(error) if error.is(&SqlState::QUERY_CANCELED) => return Ok(None),
+            Err(error) if error.is_locked() => {
+                let fault = error.to_fault(&self.node);
+                let hint =
+                    "somebody alters the table: run steep-repl verify again when that is over";
+                return Err(named(fault.hint(hint)));
+            }
+            Err(error) => return Err(named(error.to_fault(&self.node))),
+        };
+        let parsed: Option<Vec<T>> = rows.iter().map(parse).collect();
+        let bad = || PgError::Protocol("a row that was not asked for".to_owned());
+        parsed
+            .map(Some)
+            .ok_or_else(|| named(bad().to_fault(&self.node)))
+    }
+
+    async fn simple(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, PgError> {
+        let messages = self
+            .session
+            .run(&self.cancel, self.session.simple_query(sql))
+            .await?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    async fn set(&self, sql: &str) -> Result<(), Fault> {
+        let set = self
+            .session
+            .run(&self.cancel, self.session.batch_execute(sql));
+        set.await.map_err(|error| error.to_fault(&self.node))
+    }
+
+    /// Reads the catalog, until the comparison is cancelled.
+    async fn stopping<T>(
+        &self,
+        work: impl Future<Output = Result<T, PgError>>,
+    ) -> Result<T, Fault> {
+        tokio::select! {
+            done = work => done.map_err(|error| error.to_fault(&self.node)),
+            () = self.cancel.cancelled() => Err(PgError::Cancelled.to_fault(&self.node)),
+        }
+    }
+
+    fn refused(&self, text: String) -> Fault {
+        Fault::new(FaultKind::BadRequest, text).on(&self.node)
+    }
+
+    fn too_slow(&self, table: &Table) -> Fault {
+        let limit = STATEMENT_LIMIT.as_secs();
+        let text = format!(
+            "rows of {} could not be looked up by key within {limit} s",
+            table.name
+        );
+        let fault = Fault::new(FaultKind::Timeout, text)
+            .on(&self.node)
+            .at(&table.name);
+        fault.hint(
+            "the server is too busy: run steep-repl verify at another time, or with --parallel 1",
+        )
+    }
+}
+
+impl Ask for Answerer {
+    async fn ask(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
+        self.answer(ask).await
+    }
+}
+
+fn number<T: std::str::FromStr>(row: &SimpleQueryRow, at: usize) -> Option<T> {
+    row.get(at)?.parse().ok()
+}
+
+fn digest(row: &SimpleQueryRow, at: usize) -> Option<RowDigest> {
+    u128::from_str_radix(row.get(at)?, 16).ok().map(RowDigest)
+}
+
+fn sum(row: &SimpleQueryRow) -> Option<BucketSum> {
+    Some(BucketSum {
+        bucket: number(row, 0)?,
+        rows: number(row, 1)?,
+        sums: [number(row, 2)?, number(row, 3)?],
+    })
+}
+
+fn row(row: &SimpleQueryRow) -> Option<KeyedRow> {
+    let key = (1..row.len()).map(|at| row.get(at).map(str::to_owned));
+    Some(KeyedRow {
+        digest: digest(row, 0)?,
+        key: RowKey(key.collect::<Option<_>>()?),
+    })
+}

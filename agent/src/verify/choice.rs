@@ -1,0 +1,121 @@
+//! Which columns are compared, and by which key. Pure.
+
+use std::collections::BTreeSet;
+
+use steep_protocol::Identifier;
+use steep_protocol::message::verify::{OpenedTable, RowShape, TableProblem, VerifyColumn};
+
+/// How two tables of one name are compared, or why they are not.
+///
+/// Columns go by name, in one order for both sides. What a server computes is left out: it is not
+/// replicated. The key must be unique on both sides, so it contains a unique key of each.
+///
+/// # Errors
+/// The columns that only one side has.
+pub(super) fn shape(a: &OpenedTable, b: &OpenedTable) -> Result<RowShape, TableProblem> {
+    let (here, there) = (names(a, |_| true), names(b, |_| true));
+    let only = |one: &BTreeSet<Identifier>, other: &BTreeSet<Identifier>| {
+        one.difference(other).cloned().collect::<Vec<_>>()
+    };
+    let (only_a, only_b) = (only(&here, &there), only(&there, &here));
+    if !(only_a.is_empty() && only_b.is_empty()) {
+        return Err(TableProblem::Columns { only_a, only_b });
+    }
+    let stored = |table| names(table, |generated| !generated);
+    let columns = stored(a).intersection(&stored(b)).cloned().collect();
+    Ok(RowShape {
+        columns,
+        key: key(a, b).unwrap_or_default(),
+    })
+}
+
+fn names(table: &OpenedTable, wanted: impl Fn(bool) -> bool) -> BTreeSet<Identifier> {
+    let columns = table
+        .columns
+        .iter()
+        .filter(|column| wanted(column.generated));
+    columns.map(|column| column.name.clone()).collect()
+}
+
+/// The first key of either side that contains a unique key of the other, and nothing that is NULL there.
+fn key(a: &OpenedTable, b: &OpenedTable) -> Option<Vec<Identifier>> {
+    let fits = |key: &[Identifier], other: &OpenedTable| {
+        let contains = |unique: &Vec<Identifier>| unique.iter().all(|column| key.contains(column));
+        let nullable = |column: &VerifyColumn| column.nullable && key.contains(&column.name);
+        other.keys.iter().any(contains) && !other.columns.iter().any(nullable)
+    };
+    let of_a = a.keys.iter().find(|key| fits(key, b));
+    let of_b = || b.keys.iter().find(|key| fits(key, a));
+    of_a.or_else(of_b).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    /// Columns, of which those with a `*` are computed and those with a `?` may be NULL; keys as words.
+    fn table(columns: &str, keys: &[&str]) -> OpenedTable {
+        let split = |text: &str| text.split(' ').map(name).collect::<Vec<_>>();
+        OpenedTable {
+            columns: columns
+                .split(' ')
+                .map(|column| VerifyColumn {
+                    name: name(column.trim_end_matches(['*', '?'])),
+                    generated: column.ends_with('*'),
+                    nullable: column.ends_with('?'),
+                })
+                .collect(),
+            keys: keys.iter().map(|key| split(key)).collect(),
+            pages: vec![1],
+            rows_estimate: 0,
+        }
+    }
+
+    fn chosen(a: &OpenedTable, b: &OpenedTable) -> (String, String) {
+        let shape = shape(a, b).unwrap();
+        let text = |names: &[Identifier]| {
+            names
+                .iter()
+                .map(Identifier::as_str)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        (text(&shape.columns), text(&shape.key))
+    }
+
+    #[test]
+    fn columns_are_compared_by_name_and_computed_ones_not_at_all() {
+        let a = table("id b a sum*", &["id"]);
+        let b = table("a id sum* b", &["id"]);
+        assert_eq!(chosen(&a, &b), ("a b id".to_owned(), "id".to_owned()));
+        let plain = table("a id sum b", &["id"]);
+        assert_eq!(chosen(&a, &plain).0, "a b id");
+    }
+
+    #[test]
+    fn columns_of_one_side_are_named() {
+        let problem = shape(&table("id a old", &[]), &table("id a new", &[])).unwrap_err();
+        let expected = TableProblem::Columns {
+            only_a: vec![name("old")],
+            only_b: vec![name("new")],
+        };
+        assert_eq!(problem, expected);
+    }
+
+    #[test]
+    fn the_key_is_unique_on_both_sides() {
+        let key = |a: &[&str], b: &[&str]| chosen(&table("id day x?", a), &table("id day x", b)).1;
+        assert_eq!(key(&["id"], &["id"]), "id");
+        // Partitioned by day on one side only.
+        assert_eq!(key(&["id day"], &["id"]), "id day");
+        assert_eq!(key(&["id"], &["id day"]), "id day");
+        assert_eq!(key(&["id", "day"], &["day"]), "day");
+        assert_eq!(key(&["id"], &["id x"]), "");
+        assert_eq!(key(&["id"], &["day"]), "");
+        assert_eq!(key(&["id"], &[]), "");
+    }
+}

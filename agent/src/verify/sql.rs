@@ -1,0 +1,307 @@
+//! The statements that read rows. Pure.
+//!
+//! Names are quoted, values are literals of a type whose input runs no code of users. Values become text by
+//! their type's own output function (`ROW(…)`, `format`): a cast could be a user's function.
+
+use steep_protocol::limits::{VERIFY_ROWS_MAX, VERIFY_VALUE_SHOWN};
+use steep_protocol::message::peer::CtidRange;
+use steep_protocol::message::verify::{RowKey, RowValues, Sieve};
+use steep_protocol::{Identifier, TableName};
+
+use crate::pg::literal;
+
+/// How a table's rows are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The columns in the order of the digest.
+    pub(super) columns: Vec<ReadColumn>,
+    /// Without any, rows are told apart by their content.
+    pub(super) key: Vec<KeyColumn>,
+    /// Into which encoding text is brought before it is digested.
+    pub(super) encoding: Encoding,
+}
+
+/// A column that is digested.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReadColumn {
+    pub(super) name: Identifier,
+    pub(super) text: TextForm,
+}
+
+/// How a column's value becomes part of the text that is digested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextForm {
+    /// As its type writes it.
+    Output,
+    /// `bytea`: its digest, since its text is twice as long and may be too long.
+    Digest,
+}
+
+/// A column of the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeyColumn {
+    pub(super) name: Identifier,
+    /// The type of its literals, as `format_type` writes it.
+    pub(super) type_name: String,
+    /// The equality of its index, qualified.
+    pub(super) equals: String,
+}
+
+/// The encoding of digested text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Utf8,
+    /// Of a database without an encoding: its bytes as they are.
+    SqlAscii,
+}
+
+impl Encoding {
+    /// That of a database.
+    pub(super) fn of(server: &str) -> Self {
+        match server {
+            "SQL_ASCII" => Self::SqlAscii,
+            _ => Self::Utf8,
+        }
+    }
+
+    fn literal(self) -> &'static str {
+        match self {
+            Self::Utf8 => "'UTF8'",
+            Self::SqlAscii => "'SQL_ASCII'",
+        }
+    }
+}
+
+impl Reading {
+    /// Counts and sums by bucket.
+    pub(super) fn sums(
+        &self,
+        leaf: &TableName,
+        pages: CtidRange,
+        sieve: &Sieve,
+        bits: u8,
+    ) -> String {
+        let (shift, mask) = (shift(sieve), mask(bits));
+        format!(
+            "SELECT (b.k >> {shift}) & {mask}, count(*), \
+             sum(('x' || substr(r.h, 1, 16))::bit(64)::bigint), \
+             sum(('x' || substr(r.h, 17, 16))::bit(64)::bigint) \
+             {from} GROUP BY 1",
+            from = self.from(leaf, pages, sieve)
+        )
+    }
+
+    /// Digests and keys of rows, one more than fit an answer.
+    pub(super) fn rows(&self, leaf: &TableName, pages: CtidRange, sieve: &Sieve) -> String {
+        let key = match &self.key[..] {
+            [] => ", format('%s %s', t.tableoid::regclass, t.ctid)".to_owned(),
+            key => key
+                .iter()
+                .map(|k| format!(", format('%s', t.{})", k.name.quoted()))
+                .collect(),
+        };
+        format!(
+            "SELECT substr(r.h, 1, 32){key} {from} LIMIT {limit}",
+            from = self.from(leaf, pages, sieve),
+            limit = VERIFY_ROWS_MAX + 1
+        )
+    }
+
+    /// The digest of each row that has one of these keys, with the key's place.
+    pub(super) fn look_up(&self, table: &str, keys: &[RowKey]) -> String {
+        format!(
+            "SELECT k.o, substr({}, 1, 32) {}",
+            self.digest(),
+            self.by_key(table, keys)
+        )
+    }
+
+    /// For each such row and each column: the key's place, the column's, its digest and its value.
+    pub(super) fn columns(&self, table: &str, keys: &[RowKey], values: RowValues) -> String {
+        let each = |form: &dyn Fn(&str) -> String| {
+            let columns = self.columns.iter().map(|column| {
+                let name = format!("t.{}", column.name.quoted());
+                format!("CASE WHEN num_nulls({name}) = 0 THEN {} END", form(&name))
+            });
+            format!("ARRAY[{}]::text[]", columns.collect::<Vec<_>>().join(", "))
+        };
+        let digest = |name: &str| {
+            let text = format!(
+                "convert_to(format('%s', {name}), {})",
+                self.encoding.literal()
+            );
+            format!("substr(encode(sha256({text}), 'hex'), 1, 16)")
+        };
+        let value = |name: &str| match values {
+            RowValues::Hidden => "NULL".to_owned(),
+            RowValues::Shown => format!("left(format('%s', {name}), {VERIFY_VALUE_SHOWN})"),
+        };
+        format!(
+            "SELECT k.o, c.n, c.d, c.v {from} \
+             CROSS JOIN LATERAL unnest({digests}, {values}) WITH ORDINALITY AS c(d, v, n)",
+            from = self.by_key(table, keys),
+            digests = each(&digest),
+            values = each(&value)
+        )
+    }
+
+    /// The rows of those pages, `b.k` being the hash of the key and `r.h` the row's digest, computed only where
+    /// the row passes the sieve. `OFFSET 0` keeps the planner from computing either twice.
+    fn from(&self, leaf: &TableName, pages: CtidRange, sieve: &Sieve) -> String {
+        let key = match &self.key[..] {
+            [] => self.row(),
+            key => {
+                let columns = key.iter().map(|k| format!("t.{}", k.name.quoted()));
+                row(columns)
+            }
+        };
+        let mut passes = String::new();
+        let mut shift = 0;
+        for level in &sieve.0 {
+            let bit = format!("(b.k >> {shift}) & {}", mask(level.bits));
+            let wanted: String = level
+                .wanted
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let word = if passes.is_empty() { "WHERE" } else { " AND" };
+            passes.push_str(&format!(
+                "{word} get_bit(decode('{wanted}', 'hex'), {bit}) = 1"
+            ));
+            shift += level.bits;
+        }
+        let CtidRange { from, to } = pages;
+        let from = from.unwrap_or(0);
+        let to = to.map_or_else(String::new, |to| format!(" AND t.ctid < '({to},0)'::tid"));
+        format!(
+            "FROM ONLY {leaf} AS t \
+             CROSS JOIN LATERAL (SELECT hashtextextended({key} COLLATE \"C\", 0) AS k OFFSET 0) AS b \
+             CROSS JOIN LATERAL (SELECT {digest} AS h {passes} OFFSET 0) AS r \
+             WHERE t.ctid >= '({from},0)'::tid{to}",
+            leaf = leaf.quoted(),
+            digest = self.digest()
+        )
+    }
+
+    fn by_key(&self, table: &str, keys: &[RowKey]) -> String {
+        let names: String = (0..self.key.len()).map(|at| format!(", k{at}")).collect();
+        let rows = keys.iter().enumerate().map(|(place, key)| {
+            let values = self.key.iter().zip(&key.0);
+            let values: String = values
+                .map(|(column, value)| format!(", {}::{}", literal(value), column.type_name))
+                .collect();
+            format!("({place}{values})")
+        });
+        let rows = rows.collect::<Vec<_>>().join(", ");
+        let equal =
+            self.key.iter().enumerate().map(|(at, column)| {
+                format!("t.{} {} k.k{at}", column.name.quoted(), column.equals)
+            });
+        let equal = equal.collect::<Vec<_>>().join(" AND ");
+        format!("FROM (VALUES {rows}) AS k(o{names}) JOIN {table} AS t ON {equal}")
+    }
+
+    fn digest(&self) -> String {
+        let (row, encoding) = (self.row(), self.encoding.literal());
+        format!("encode(sha256(convert_to({row}, {encoding})), 'hex')")
+    }
+
+    fn row(&self) -> String {
+        row(self.columns.iter().map(|column| {
+            let name = format!("t.{}", column.name.quoted());
+            match column.text {
+                TextForm::Output => name,
+                TextForm::Digest => format!("sha256({name})"),
+            }
+        }))
+    }
+}
+
+/// A record as text, by its columns' output functions.
+fn row(columns: impl Iterator<Item = String>) -> String {
+    format!("ROW({})::text", columns.collect::<Vec<_>>().join(", "))
+}
+
+/// The bits that the levels of a sieve have used.
+fn shift(sieve: &Sieve) -> u32 {
+    sieve.0.iter().map(|level| u32::from(level.bits)).sum()
+}
+
+fn mask(bits: u8) -> u64 {
+    (1 << bits) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::message::verify::SieveLevel;
+
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    fn reading(keyed: bool) -> Reading {
+        let key = KeyColumn {
+            name: name("i\"d"),
+            type_name: "bigint".to_owned(),
+            equals: "OPERATOR(pg_catalog.=)".to_owned(),
+        };
+        Reading {
+            columns: vec![
+                ReadColumn {
+                    name: name("i\"d"),
+                    text: TextForm::Output,
+                },
+                ReadColumn {
+                    name: name("Image"),
+                    text: TextForm::Digest,
+                },
+            ],
+            key: if keyed { vec![key] } else { Vec::new() },
+            encoding: Encoding::Utf8,
+        }
+    }
+
+    fn leaf() -> TableName {
+        TableName::new("s'p", "t\"; DROP TABLE x; --").unwrap()
+    }
+
+    const PAGES: CtidRange = CtidRange {
+        from: Some(128),
+        to: Some(256),
+    };
+
+    fn one_level() -> Sieve {
+        Sieve(vec![SieveLevel {
+            bits: 4,
+            wanted: vec![0x01, 0x80],
+        }])
+    }
+
+    #[test]
+    fn sums_read_a_range_of_pages_and_group_by_bits_of_the_keys_hash() {
+        insta::assert_snapshot!(reading(true).sums(&leaf(), PAGES, &Sieve::default(), 10));
+        insta::assert_snapshot!(reading(true).sums(&leaf(), CtidRange::ALL, &one_level(), 10));
+        insta::assert_snapshot!(reading(false).sums(&leaf(), PAGES, &Sieve::default(), 0));
+    }
+
+    #[test]
+    fn rows_have_their_key_or_their_place() {
+        insta::assert_snapshot!(reading(true).rows(&leaf(), PAGES, &one_level()));
+        insta::assert_snapshot!(reading(false).rows(&leaf(), PAGES, &one_level()));
+    }
+
+    #[test]
+    fn keys_are_literals_and_compared_as_their_index_compares_them() {
+        let keys = [
+            RowKey(vec!["1".to_owned()]),
+            RowKey(vec!["2'); --\\".to_owned()]),
+        ];
+        let table = leaf().quoted();
+        insta::assert_snapshot!(reading(true).look_up(&table, &keys));
+        insta::assert_snapshot!(reading(true).columns(&table, &keys[..1], RowValues::Shown));
+        let hidden = reading(true).columns(&table, &keys[..1], RowValues::Hidden);
+        assert!(!hidden.contains("left("), "{hidden}");
+    }
+}

@@ -1,0 +1,247 @@
+//! One table: whether it can be compared, its sums, and what to do where they differ.
+
+use std::time::Instant;
+
+use futures_util::future::try_join_all;
+use steep_protocol::limits::VERIFY_EXAMPLES;
+use steep_protocol::message::verify::{
+    DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
+};
+use steep_protocol::{Fault, FaultKind, NodeId, TableName};
+
+use super::Dial;
+use super::choice::shape;
+use super::digest::{Sums, Unequal, bits_for, with};
+use super::fence::Following;
+use super::pool::{Pool, Subject, Within};
+use super::progress::Progress;
+use super::scan::{Step, Stretch, Walk, lanes};
+
+/// Rows in buckets that differ, above which these are divided further before any row is looked at.
+const REFINED_ABOVE: u64 = 20_000;
+
+/// Levels of buckets.
+const LEVELS: usize = 3;
+
+/// A comparison at work.
+#[derive(Debug)]
+pub(super) struct Comparison<A: Dial, B: Dial> {
+    pub(super) a: Pool<A>,
+    pub(super) b: Pool<B>,
+    pub(super) following: Following,
+    pub(super) progress: Progress,
+    pub(super) values: RowValues,
+    pub(super) parallel: u8,
+}
+
+/// Rows that differ so far.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) missing: u64,
+    pub(super) extra: u64,
+    pub(super) different: u64,
+    pub(super) changing: u64,
+    /// Some of them.
+    pub(super) examples: Vec<(DifferenceKind, RowKey)>,
+}
+
+impl Tally {
+    /// Counts rows of one kind; `key` is that of one of them.
+    pub(super) fn count(&mut self, kind: DifferenceKind, rows: u64, key: RowKey) {
+        let counter = match kind {
+            DifferenceKind::Missing => &mut self.missing,
+            DifferenceKind::Extra => &mut self.extra,
+            DifferenceKind::Different => &mut self.different,
+        };
+        *counter = counter.saturating_add(rows);
+        if self.examples.len() < VERIFY_EXAMPLES {
+            self.examples.push((kind, key));
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.missing = self.missing.saturating_add(other.missing);
+        self.extra = self.extra.saturating_add(other.extra);
+        self.different = self.different.saturating_add(other.different);
+        self.changing = self.changing.saturating_add(other.changing);
+        let room = VERIFY_EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(other.examples.into_iter().take(room));
+    }
+}
+
+/// The pages of a table on both sides.
+#[derive(Debug)]
+pub(super) struct Pages {
+    pub(super) a: Vec<u32>,
+    pub(super) b: Vec<u32>,
+}
+
+impl Pages {
+    fn count(&self) -> u64 {
+        self.a
+            .iter()
+            .chain(&self.b)
+            .map(|pages| u64::from(*pages))
+            .sum()
+    }
+}
+
+impl<A: Dial, B: Dial> Comparison<A, B> {
+    /// Compares a table. What only one side has is a result, not an error.
+    pub(super) async fn table(&self, name: TableName) -> Result<TableReport, Fault> {
+        let mut report = TableReport::new(name.clone());
+        let (a, b) = tokio::try_join!(self.a.open(&name), self.b.open(&name))?;
+        let (a, b): (OpenedTable, OpenedTable) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (Some(_), None) => {
+                report.problem = Some(TableProblem::OnlyOnA);
+                return Ok(report);
+            }
+            (None, _) => {
+                report.problem = Some(TableProblem::OnlyOnB);
+                return Ok(report);
+            }
+        };
+        let shape = match shape(&a, &b) {
+            Ok(shape) => shape,
+            Err(problem) => {
+                report.problem = Some(problem);
+                return Ok(report);
+            }
+        };
+        report.key.clone_from(&shape.key);
+        let of = Subject { table: name, shape };
+        let bits = bits_for(a.rows_estimate.max(b.rows_estimate));
+        let pages = Pages {
+            a: a.pages,
+            b: b.pages,
+        };
+        let (sums_a, sums_b) = self
+            .both_sums(&of, &pages, (&Sieve::default(), bits))
+            .await?;
+        (report.rows_a, report.rows_b) = (sums_a.rows(), sums_b.rows());
+        let Some(unequal) = sums_a.unequal(&sums_b) else {
+            return Ok(report);
+        };
+        let tally = if of.shape.key.is_empty() {
+            let sums = (&sums_a, &sums_b);
+            Box::pin(self.narrow_multiset(&of, &pages, sums)).await?
+        } else {
+            match Box::pin(self.refine(&of, &pages, unequal)).await? {
+                Some(sieve) => Box::pin(self.narrow_keyed(&of, &pages, &sieve)).await?,
+                None => return Ok(report),
+            }
+        };
+        report.missing = tally.missing;
+        report.extra = tally.extra;
+        report.different = tally.different;
+        report.changing = tally.changing;
+        report.examples = self.examples(&of, tally.examples).await?;
+        Ok(report)
+    }
+
+    /// Divides buckets that differ as long as this leaves out most of their rows. `None` if nothing differs any
+    /// more: what did was on its way.
+    async fn refine(
+        &self,
+        of: &Subject,
+        pages: &Pages,
+        unequal: Unequal,
+    ) -> Result<Option<Sieve>, Fault> {
+        let (mut sieve, mut rows) = (with(&Sieve::default(), unequal.level), unequal.rows);
+        while rows > REFINED_ABOVE && sieve.0.len() < LEVELS {
+            self.progress.more(pages.count());
+            let bits = bits_for(rows);
+            let (a, b) = self.both_sums(of, pages, (&sieve, bits)).await?;
+            let Some(unequal) = a.unequal(&b) else {
+                return Ok(None);
+            };
+            let useful = unequal.rows < rows / 2;
+            rows = unequal.rows;
+            sieve = with(&sieve, unequal.level);
+            if !useful {
+                break;
+            }
+        }
+        Ok(Some(sieve))
+    }
+
+    async fn both_sums(
+        &self,
+        of: &Subject,
+        pages: &Pages,
+        buckets: (&Sieve, u8),
+    ) -> Result<(Sums, Sums), Fault> {
+        let (a, b) = (
+            lanes(&pages.a, self.parallel),
+            lanes(&pages.b, self.parallel),
+        );
+        let here = self.sums(&self.a, of, a, buckets);
+        let there = self.sums(&self.b, of, b, buckets);
+        tokio::try_join!(here, there)
+    }
+
+    async fn sums<D: Dial>(
+        &self,
+        side: &Pool<D>,
+        of: &Subject,
+        lanes: Vec<Vec<Stretch>>,
+        buckets: (&Sieve, u8),
+    ) -> Result<Sums, Fault> {
+        let read = lanes
+            .into_iter()
+            .map(|lane| self.lane_sums(side, of, lane, buckets));
+        let mut all = Sums::new(buckets.1);
+        for sums in try_join_all(read).await? {
+            all.merge(&sums);
+        }
+        Ok(all)
+    }
+
+    async fn lane_sums<D: Dial>(
+        &self,
+        side: &Pool<D>,
+        of: &Subject,
+        lane: Vec<Stretch>,
+        buckets: (&Sieve, u8),
+    ) -> Result<Sums, Fault> {
+        let mut sums = Sums::new(buckets.1);
+        let mut walk = Walk::new(lane, side.piece());
+        while let Some(step) = walk.step() {
+            side.admit(step.pages).await;
+            let began = Instant::now();
+            let read = side.sums(of, step.range, buckets).await?;
+            if let Some(read) = self.stepped(side.node(), of, &mut walk, (step, began), read)? {
+                sums.add(&read);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Advances a walk; `None` where the step must be smaller.
+    pub(super) fn stepped<T>(
+        &self,
+        node: &NodeId,
+        of: &Subject,
+        walk: &mut Walk,
+        (step, began): (Step, Instant),
+        read: Within<T>,
+    ) -> Result<Option<T>, Fault> {
+        match read {
+            Within::All(read) => {
+                walk.done(step, began.elapsed());
+                self.progress.read(step.pages);
+                Ok(Some(read))
+            }
+            Within::TooMuch => {
+                self.progress.alive();
+                walk.too_much(step).map_err(|_stuck| {
+                    let text = format!("one page of {} could not be read in a statement", of.table);
+                    let fault = Fault::new(FaultKind::Timeout, text).on(node).at(&of.table);
+                    fault.hint("the server is too busy, or the rows are too large: try again at another time")
+                })?;
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `steep-repl verify`: the comparison runs as long as this command.
+
+use indicatif::ProgressBar;
+use steep_protocol::FaultKind;
+use steep_protocol::message::agent::WorkProgress;
+use steep_protocol::message::api::{ApiReply, Order};
+use steep_protocol::message::verify::VerifyReport;
+
+use super::Context;
+use crate::args::VerifyArgs;
+use crate::client::Client;
+use crate::failure::{self, Failure};
+use crate::render::{stored, verify};
+use crate::terminal::{Terminal, print, print_json, tell};
+
+/// Shows how far the comparison is, then its result.
+pub(super) async fn run(args: VerifyArgs, context: &Context) -> Result<u8, Failure> {
+    let terminal = context.terminal;
+    let client = context.client().await?;
+    let order = Order::Verify(Box::new(args.spec(&context.settings)));
+    let report = follow(&client, order, terminal).await?;
+    client.close().await;
+    if terminal.json {
+        print_json(&verify::json(&report));
+    } else {
+        print(&verify::report(&report, (&args.a, &args.b), terminal.out));
+    }
+    Ok(match report.is_equal() {
+        true => failure::SUCCESS,
+        false => failure::ROWS_DIFFER,
+    })
+}
+
+async fn follow(
+    client: &Client,
+    order: Order,
+    terminal: Terminal,
+) -> Result<VerifyReport, Failure> {
+    let mut replies = client.ask(order).await?;
+    let mut shown = Shown::new(terminal);
+    while let Some(reply) = replies.next().await? {
+        match reply {
+            ApiReply::Verifying(work) => shown.show(&work),
+            ApiReply::Compared(report) => return Ok(*report),
+            _ => {}
+        }
+    }
+    Err(Failure::new(
+        FaultKind::Failed,
+        "the coordinator did not answer",
+    ))
+}
+
+/// What is shown of the progress. Dropped, the bar is gone.
+struct Shown {
+    bar: Option<ProgressBar>,
+    terminal: Terminal,
+    line: String,
+}
+
+impl Shown {
+    fn new(terminal: Terminal) -> Self {
+        let bar = terminal.live.then(stored::bar);
+        let line = String::new();
+        Self {
+            bar,
+            terminal,
+            line,
+        }
+    }
+
+    fn show(&mut self, work: &WorkProgress) {
+        if let Some(bar) = &self.bar {
+            verify::advance(bar, work);
+            return;
+        }
+        let line = verify::line(work);
+        // The output is the result alone.
+        if !self.terminal.json && line != self.line {
+            tell(&line);
+            self.line = line;
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Compared rows: as text, as JSON, and how far a comparison is.
+
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use steep_protocol::message::agent::WorkProgress;
+use steep_protocol::message::verify::{
+    ColumnDifference, DifferenceKind, Relation, RowDifference, TableProblem, TableReport,
+    VerifyReport,
+};
+use steep_protocol::{Identifier, NodeId};
+
+use super::table::table;
+use super::{Paint, clean};
+use crate::units::count;
+
+/// The nodes as they are called: the first one counts as right.
+type Nodes<'a> = (&'a NodeId, &'a NodeId);
+
+/// Every table, the rows that differ below, and what the result is worth.
+pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> String {
+    let (a, b) = nodes;
+    let header = [
+        "TABLE",
+        "ROWS A",
+        "ROWS B",
+        "MISSING",
+        "EXTRA",
+        "DIFFERENT",
+        "RESULT",
+    ];
+    let rows: Vec<Vec<String>> = report.tables.iter().map(|t| row(t, nodes, paint)).collect();
+    let mut text = match rows.is_empty() {
+        true => String::new(),
+        false => table(&header, &rows, paint),
+    };
+    for table in report
+        .tables
+        .iter()
+        .filter(|table| !table.examples.is_empty())
+    {
+        text.push_str(&format!(
+            "\n{}\n",
+            paint.bold(&clean(&table.name.to_string()))
+        ));
+        for example in &table.examples {
+            text.push_str(&format!("  {}\n", difference(table, example, nodes)));
+        }
+        let shown = table.examples.len() as u64;
+        let more = table.differences().saturating_sub(shown);
+        if more > 0 && !table.key.is_empty() {
+            text.push_str(&format!("  and {} more\n", count(more)));
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    for note in notes(report, nodes) {
+        text.push_str(&format!("{}\n", paint.yellow(&note)));
+    }
+    let unequal = report
+        .tables
+        .iter()
+        .filter(|table| !table.is_equal())
+        .count();
+    let tables = |number: usize| match number {
+        1 => "1 table".to_owned(),
+        more => format!("{} tables", count(more as u64)),
+    };
+    let all = tables(report.tables.len());
+    text.push_str(&match (report.tables.len(), unequal) {
+        (0, _) => paint.yellow("there are no tables to compare"),
+        (_, 0) => paint.green(&format!("{b} has the rows of {a}: {all} compared")),
+        (_, some) => paint.red(&format!(
+            "{b} differs from {a}: {} of {all}",
+            tables_of(some)
+        )),
+    });
+    text.push('\n');
+    text
+}
+
+fn tables_of(number: usize) -> String {
+    count(number as u64)
+}
+
+fn row(table: &TableReport, (a, b): Nodes<'_>, paint: Paint) -> Vec<String> {
+    let name = clean(&table.name.to_string());
+    let result = match &table.problem {
+        Some(TableProblem::OnlyOnA) => paint.red(&format!("only on {a}")),
+        Some(TableProblem::OnlyOnB) => paint.red(&format!("only on {b}")),
+        Some(TableProblem::Columns { only_a, only_b }) => {
+            let side = |columns: &[Identifier], node: &NodeId| {
+                let names: Vec<String> = columns.iter().map(|c| clean(c.as_str())).collect();
+                (!names.is_empty()).then(|| format!("{} only on {node}", names.join(", ")))
+            };
+            let sides: Vec<String> = [side(only_a, a), side(only_b, b)]
+                .into_iter()
+                .flatten()
+                .collect();
+            paint.red(&format!("other columns: {}", sides.join("; ")))
+        }
+        None if table.is_equal() => paint.green("equal"),
+        None => paint.red("differs"),
+    };
+    if table.problem.is_some() {
+        let none = || "-".to_owned();
+        return vec![name, none(), none(), none(), none(), none(), result];
+    }
+    vec![
+        name,
+        count(table.rows_a),
+        count(table.rows_b),
+        count(table.missing),
+        count(table.extra),
+        count(table.different),
+        result,
+    ]
+}
+
+/// `different  id = 7: total, note`
+fn difference(table: &TableReport, example: &RowDifference, (a, b): Nodes<'_>) -> String {
+    let key = match &table.key[..] {
+        [] => format!("a row at {}", clean(&example.key.0.join(" "))),
+        names => pairs(names, &example.key.0),
+    };
+    let values = |column: &ColumnDifference| {
+        let name = clean(column.column.as_str());
+        let (one, other) = (value(column.a.as_deref()), value(column.b.as_deref()));
+        match example.kind {
+            // Without values, such rows have no columns.
+            DifferenceKind::Missing => format!("{name} = {one}"),
+            DifferenceKind::Extra => format!("{name} = {other}"),
+            DifferenceKind::Different if column.a == column.b => name,
+            DifferenceKind::Different => format!("{name} = {one} on {a}, {other} on {b}"),
+        }
+    };
+    let columns: Vec<String> = example.columns.iter().map(values).collect();
+    let columns = match columns.is_empty() {
+        true => String::new(),
+        false => format!(": {}", columns.join(", ")),
+    };
+    let kind = match example.kind {
+        DifferenceKind::Missing => format!("missing on {b}"),
+        DifferenceKind::Extra => format!("extra on {b}"),
+        DifferenceKind::Different => "different".to_owned(),
+    };
+    format!("{kind}  {key}{columns}")
+}
+
+fn pairs(names: &[Identifier], values: &[String]) -> String {
+    let pairs = names.iter().zip(values);
+    let pairs: Vec<String> = pairs
+        .map(|(name, text)| format!("{} = {}", clean(name.as_str()), value(Some(text))))
+        .collect();
+    pairs.join(", ")
+}
+
+fn value(text: Option<&str>) -> String {
+    text.map_or_else(|| "NULL".to_owned(), |text| format!("'{}'", clean(text)))
+}
+
+/// What limits the result, a sentence each.
+fn notes(report: &VerifyReport, (a, b): Nodes<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    match report.relation {
+        Relation::Replicates => {}
+        Relation::Unrelated => notes.push(format!(
+            "note: neither {a} nor {b} replicates from the other, so rows written during the comparison may count as different"
+        )),
+        Relation::Stopped => notes.push(format!(
+            "note: the subscription between {a} and {b} is not connected, so changes that it has not applied count as different"
+        )),
+    }
+    let changing = report.tables.iter().filter(|table| table.changing > 0);
+    notes.extend(changing.map(|table| {
+        format!(
+            "note: {} rows of {} changed too often to be compared",
+            count(table.changing),
+            clean(&table.name.to_string())
+        )
+    }));
+    notes
+}
+
+/// `{"tables":[…],"equal":…}`, then how the two nodes hang together.
+pub(crate) fn json(report: &VerifyReport) -> Value {
+    let relation = match report.relation {
+        Relation::Unrelated => "unrelated",
+        Relation::Replicates => "replicates",
+        Relation::Stopped => "stopped",
+    };
+    json!({
+        "tables": report.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "equal": report.is_equal(),
+        "relation": relation,
+    })
+}
+
+fn table_json(table: &TableReport) -> Value {
+    let (problem, only_a, only_b) = match &table.problem {
+        None => (None, Vec::new(), Vec::new()),
+        Some(TableProblem::OnlyOnA) => (Some("only_on_a"), Vec::new(), Vec::new()),
+        Some(TableProblem::OnlyOnB) => (Some("only_on_b"), Vec::new(), Vec::new()),
+        Some(TableProblem::Columns { only_a, only_b }) => {
+            (Some("columns"), only_a.clone(), only_b.clone())
+        }
+    };
+    let examples: Vec<Value> = table
+        .examples
+        .iter()
+        .map(|e| example_json(table, e))
+        .collect();
+    json!({
+        "schema": table.name.schema,
+        "table": table.name.table,
+        "rows_a": table.rows_a,
+        "rows_b": table.rows_b,
+        "missing": table.missing,
+        "extra": table.extra,
+        "different": table.different,
+        "equal": table.is_equal(),
+        "changing": table.changing,
+        "key": table.key,
+        "problem": problem,
+        "columns_only_a": only_a,
+        "columns_only_b": only_b,
+        "examples": examples,
+    })
+}
+
+fn example_json(table: &TableReport, example: &RowDifference) -> Value {
+    let kind = match example.kind {
+        DifferenceKind::Missing => "missing",
+        DifferenceKind::Extra => "extra",
+        DifferenceKind::Different => "different",
+    };
+    let columns: Vec<Value> = example
+        .columns
+        .iter()
+        .map(|column| json!({ "column": column.column, "a": column.a, "b": column.b }))
+        .collect();
+    match &table.key[..] {
+        [] => json!({ "kind": kind, "place": example.key.0.join(" "), "columns": columns }),
+        names => {
+            let names = names.iter().map(|name| name.as_str().to_owned());
+            let values = example.key.0.iter().map(|value| Value::from(value.clone()));
+            let key: serde_json::Map<String, Value> = names.zip(values).collect();
+            json!({ "kind": kind, "key": key, "columns": columns })
+        }
+    }
+}
+
+/// How far a comparison is, in one line that changes rarely.
+pub(crate) fn line(work: &WorkProgress) -> String {
+    let tenth = work.done.saturating_mul(10) / work.total.max(1);
+    format!("comparing rows: about {} %", (tenth * 10).min(100))
+}
+
+/// Moves the bar.
+pub(crate) fn advance(bar: &ProgressBar, work: &WorkProgress) {
+    bar.set_prefix("comparing");
+    bar.set_length(work.total);
+    bar.set_position(work.done);
+    bar.set_message(clean(work.current.as_deref().unwrap_or_default()));
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::TableName;
+    use steep_protocol::message::verify::RowKey;
+
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    fn sample() -> VerifyReport {
+        let table = |name: &str| TableReport {
+            rows_a: 1_234,
+            rows_b: 1_234,
+            key: vec![self::name("id")],
+            ..TableReport::new(TableName::new("app", name).unwrap())
+        };
+        let column = |name: &str, a: Option<&str>, b: Option<&str>| ColumnDifference {
+            column: self::name(name),
+            a: a.map(str::to_owned),
+            b: b.map(str::to_owned),
+        };
+        let row = |kind, key: &str, columns| RowDifference {
+            kind,
+            key: RowKey(vec![key.to_owned()]),
+            columns,
+        };
+        let orders = TableReport {
+            rows_b: 1_235,
+            missing: 1,
+            extra: 2,
+            different: 200,
+            changing: 3,
+            examples: vec![
+                row(DifferenceKind::Missing, "7", Vec::new()),
+                row(
+                    DifferenceKind::Extra,
+                    "8",
+                    vec![
+                        column("note", None, Some("new")),
+                        column("total", None, None),
+                    ],
+                ),
+                row(
+                    DifferenceKind::Different,
+                    "a'b\u{1b}[2J",
+                    vec![column("total", None, None)],
+                ),
+                row(
+                    DifferenceKind::Different,
+                    "z",
+                    vec![column("total", Some("1"), None)],
+                ),
+            ],
+            ..table("orders")
+        };
+        let log = TableReport {
+            key: Vec::new(),
+            missing: 5,
+            examples: vec![row(DifferenceKind::Missing, "app.log (0,1)", Vec::new())],
+            ..table("log")
+        };
+        let columns = TableProblem::Columns {
+            only_a: vec![name("old")],
+            only_b: vec![name("new")],
+        };
+        VerifyReport {
+            tables: vec![
+                TableReport {
+                    problem: Some(columns),
+                    ..table("changed")
+                },
+                table("customers"),
+                log,
+                TableReport {
+                    problem: Some(TableProblem::OnlyOnB),
+                    ..table("mine")
+                },
+                orders,
+            ],
+            relation: Relation::Unrelated,
+        }
+    }
+
+    fn nodes() -> (NodeId, NodeId) {
+        (
+            NodeId::parse("node_a").unwrap(),
+            NodeId::parse("node_b").unwrap(),
+        )
+    }
+
+    #[test]
+    fn differences_are_shown_with_keys_columns_and_values() {
+        let (a, b) = nodes();
+        insta::assert_snapshot!(report(&sample(), (&a, &b), Paint::Plain));
+        let mut equal = sample();
+        equal.tables.retain(TableReport::is_equal);
+        equal.relation = Relation::Replicates;
+        insta::assert_snapshot!(report(&equal, (&a, &b), Paint::Plain));
+    }
+
+    #[test]
+    fn json_has_the_keys_of_the_contract_first() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&json(&sample())).unwrap());
+    }
+
+    #[test]
+    fn seen_from_the_other_node_missing_is_extra() {
+        let there = sample().reversed();
+        let orders = &there.tables[4];
+        assert_eq!((orders.missing, orders.extra, orders.rows_a), (2, 1, 1_235));
+        assert_eq!(there.reversed(), sample());
+    }
+}

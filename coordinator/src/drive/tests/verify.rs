@@ -1,0 +1,164 @@
+//! Comparisons of rows: who reads whom, what keeps one alive and what ends it.
+
+use steep_protocol::message::agent::{
+    AgentMessage, Command, Outcome, ProgressReport, SourceCommand, TargetCommand, WorkProgress,
+    WorkUnit,
+};
+use steep_protocol::message::api::Order;
+use steep_protocol::message::verify::{RowValues, TableReport, VerifyReport, VerifySpec};
+use steep_protocol::{FaultKind, Phase, TableName};
+use tokio::sync::watch;
+
+use super::directory;
+use super::world::World;
+use crate::drive::{Answer, VerifyFeed};
+use crate::testing::{node, spec};
+
+type Feed = watch::Receiver<VerifyFeed>;
+
+fn verify(world: &mut World, a: &str, b: &str) -> Feed {
+    let order = Order::Verify(Box::new(VerifySpec {
+        node_a: node(a),
+        node_b: node(b),
+        tables: Vec::new(),
+        values: RowValues::Hidden,
+        parallel: 2,
+        max_rate: None,
+    }));
+    match world.ask(order) {
+        Ok(Answer::Verifying(feed)) => feed,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_verify(command: &Command) -> bool {
+    matches!(command, Command::Target(TargetCommand::Verify(_)))
+}
+
+/// Ends the comparison that `name` is at, with that report.
+fn end(world: &mut World, name: &str, report: VerifyReport) {
+    let (command, _) = world.agent(name).at_work.pop_first().unwrap();
+    let outcome = Ok(Outcome::Compared(Box::new(report)));
+    world.say(name, AgentMessage::Finished { command, outcome });
+}
+
+fn progress(world: &mut World, name: &str) {
+    let at_work = world.agent(name).at_work.first_key_value();
+    let (_, (job, _)) = at_work.unwrap();
+    let work = WorkProgress {
+        done: 1,
+        total: 2,
+        unit: WorkUnit::Bytes,
+        current: None,
+        workers: 2,
+    };
+    let report = ProgressReport {
+        job: *job,
+        phase: Phase::Copy,
+        active: Vec::new(),
+        work: Some(work),
+        retries: 0,
+    };
+    world.say(name, AgentMessage::Progress(report));
+}
+
+fn missing_one() -> VerifyReport {
+    let table = TableReport {
+        missing: 1,
+        ..TableReport::new(TableName::new("app", "t").unwrap())
+    };
+    VerifyReport {
+        tables: vec![table],
+        ..VerifyReport::default()
+    }
+}
+
+fn ended(feed: &Feed) -> VerifyReport {
+    match &*feed.borrow() {
+        VerifyFeed::Ended(Ok(report)) => report.as_ref().clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn failed(feed: &Feed) -> FaultKind {
+    match &*feed.borrow() {
+        VerifyFeed::Ended(Err(fault)) => fault.kind,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_replica_reads_its_source_whichever_is_named_first() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    for (first, second) in [("a", "b"), ("b", "a")] {
+        let feed = verify(&mut world, first, second);
+        world.until("b", is_verify);
+        assert!(
+            world.agent("a").admitted.len() == 1,
+            "the source lets it ask"
+        );
+        end(&mut world, "b", missing_one());
+        let table = &ended(&feed).tables[0];
+        let (missing, extra) = if first == "a" { (1, 0) } else { (0, 1) };
+        assert_eq!((table.missing, table.extra), (missing, extra));
+        world.run_on();
+        assert!(
+            world.agent("a").admitted.is_empty(),
+            "nobody may ask any more"
+        );
+        let events = world.events(second);
+        let event = events.last().unwrap();
+        assert_eq!(
+            (event.event.as_str(), event.level.as_str()),
+            ("verify.completed", "warn")
+        );
+    }
+    let history = &world.agent("a").history;
+    let admits = |(_, command): &&(_, Command)| {
+        matches!(command, Command::Source(SourceCommand::AdmitVerify { .. }))
+    };
+    assert_eq!(history.iter().filter(admits).count(), 2);
+}
+
+#[test]
+fn progress_keeps_it_alive_and_silence_ends_it() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let feed = verify(&mut world, "a", "b");
+    world.until("b", is_verify);
+    for _ in 0..10 {
+        world.skip(500);
+        progress(&mut world, "b");
+    }
+    assert!(matches!(&*feed.borrow(), VerifyFeed::Progress(work) if work.done == 1));
+    world.skip(700);
+    assert_eq!(failed(&feed), FaultKind::Timeout);
+    assert!(
+        !world
+            .agent("b")
+            .at_work
+            .values()
+            .any(|(_, command)| is_verify(command))
+    );
+}
+
+#[test]
+fn an_operator_who_leaves_and_an_agent_that_is_lost_end_it() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let feed = verify(&mut world, "a", "b");
+    world.until("b", is_verify);
+    drop(feed);
+    world.skip(1);
+    assert!(world.agent("b").at_work.is_empty(), "it was aborted");
+    world.run_on();
+    assert!(world.agent("a").admitted.is_empty());
+
+    let feed = verify(&mut world, "a", "b");
+    world.until("b", is_verify);
+    world.leave("b");
+    assert_eq!(failed(&feed), FaultKind::Unreachable);
+}

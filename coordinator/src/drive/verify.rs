@@ -1,0 +1,181 @@
+//! `verify`: one node compares its rows with another's. A query that may last for days: progress keeps it alive,
+//! and it ends when its operator leaves.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{SourceCommand, TargetCommand, WorkProgress};
+use steep_protocol::message::verify::{VerifyReport, VerifySpec, VerifyTables};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use tokio::sync::watch;
+
+use super::handle::VerifyFeed;
+use super::log::{Level, Note};
+use super::query::Purpose;
+use super::{Answer, Driver, Ticket};
+use crate::store::Store;
+
+/// A comparison of rows.
+pub(super) struct Verification {
+    spec: VerifySpec,
+    /// The node that reads the other one: the replica, where there is one.
+    pub(super) node: NodeId,
+    /// The other one.
+    pub(super) peer: NodeId,
+    operator: String,
+    began: Timestamp,
+    feed: watch::Sender<VerifyFeed>,
+}
+
+impl Verification {
+    /// Whether the operator has left.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.feed.is_closed()
+    }
+
+    /// Whether the node that reads is the one that counts as right.
+    fn is_reversed(&self) -> bool {
+        self.node == self.spec.node_a
+    }
+
+    fn tell(&self, news: VerifyFeed) {
+        // The operator may have left.
+        let _ = self.feed.send(news);
+    }
+}
+
+impl<S: Store> Driver<S> {
+    /// Starts a comparison. The answer is the feed of its progress and result.
+    pub(super) fn verify(
+        &mut self,
+        spec: VerifySpec,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        let (a, b) = (&spec.node_a, &spec.node_b);
+        if a == b {
+            let text = "a node is equal to itself: name two nodes";
+            return Err(Fault::new(FaultKind::BadRequest, text).on(a));
+        }
+        self.check_query(a)?;
+        self.check_query(b)?;
+        // Who follows can wait until it has applied what the other one wrote.
+        let follows = self.nodes.get(a).and_then(|node| node.source.as_ref()) == Some(b);
+        let (node, peer) = if follows {
+            (a.clone(), b.clone())
+        } else {
+            (b.clone(), a.clone())
+        };
+        let (feed, receiver) = watch::channel(VerifyFeed::Began);
+        let command = SourceCommand::AdmitVerify {
+            target: node.clone(),
+            values: spec.values,
+        };
+        let on = peer.clone();
+        let verification = Verification {
+            spec,
+            node,
+            peer,
+            operator: operator.to_owned(),
+            began: now,
+            feed,
+        };
+        let purpose = Purpose::AdmitVerify(Box::new(verification));
+        self.begin_query(&on, command, purpose, now);
+        self.answer(ticket, Ok(Answer::Verifying(receiver)));
+        Ok(())
+    }
+
+    /// The command that compares.
+    pub(super) fn verify_command(&self, verification: &Verification) -> TargetCommand {
+        let spec = &verification.spec;
+        TargetCommand::Verify(Box::new(VerifyTables {
+            source: self.peer(&verification.peer),
+            tables: spec.tables.clone(),
+            values: spec.values,
+            parallel: spec.parallel,
+            max_rate: spec.max_rate,
+        }))
+    }
+
+    /// A report of progress, if it is one of a comparison: it may take as long again.
+    pub(super) fn verify_progress(
+        &mut self,
+        node: &NodeId,
+        job: JobId,
+        work: Option<WorkProgress>,
+        now: Timestamp,
+    ) {
+        let Some(verification) = self.verification_alive(node, job, now) else {
+            return;
+        };
+        if let Some(work) = work {
+            verification.tell(VerifyFeed::Progress(work));
+        }
+    }
+
+    /// A comparison has its result.
+    pub(super) fn verified(
+        &mut self,
+        verification: &Verification,
+        report: VerifyReport,
+        now: Timestamp,
+    ) {
+        let report = if verification.is_reversed() {
+            report.reversed()
+        } else {
+            report
+        };
+        let sum = |count: fn(&steep_protocol::message::verify::TableReport) -> u64| {
+            report.tables.iter().map(count).sum::<u64>()
+        };
+        let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
+        let unequal = report
+            .tables
+            .iter()
+            .filter(|table| !table.is_equal())
+            .count();
+        let (level, text) = match unequal {
+            0 => (Level::Info, format!("{b} has the rows of {a}")),
+            1 => (Level::Warn, format!("{b} differs from {a} in 1 table")),
+            more => (
+                Level::Warn,
+                format!("{b} differs from {a} in {more} tables"),
+            ),
+        };
+        let took = now.as_millisecond() - verification.began.as_millisecond();
+        let note = Note::new(level, "verify.completed", text)
+            .node(b)
+            .of(Some(a), None)
+            .field("operator", &verification.operator)
+            .field("tables", report.tables.len())
+            .field("tables_unequal", unequal)
+            .field("missing", sum(|table| table.missing))
+            .field("extra", sum(|table| table.extra))
+            .field("different", sum(|table| table.different))
+            .field("duration_ms", took.max(0));
+        self.log(note, now);
+        verification.tell(VerifyFeed::Ended(Ok(Arc::new(report))));
+    }
+
+    /// A comparison could not be completed.
+    pub(super) fn verify_failed(
+        &mut self,
+        verification: &Verification,
+        fault: Fault,
+        now: Timestamp,
+    ) {
+        let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
+        let note = Note::warn(
+            "verify.failed",
+            format!("{b} was not compared with {a}: {fault}"),
+        )
+        .node(b)
+        .of(Some(a), None)
+        .field("operator", &verification.operator)
+        .field("hint", &fault.hint);
+        self.log(note, now);
+        verification.tell(VerifyFeed::Ended(Err(fault)));
+    }
+}
