@@ -40,7 +40,6 @@ pub(super) fn stored_in(location: &str) -> SnapshotSpec {
     }
 }
 
-/// Starts a snapshot of a source of which these are the facts.
 fn begin_on(
     world: &mut World,
     spec: SnapshotSpec,
@@ -48,8 +47,8 @@ fn begin_on(
 ) -> Result<SnapshotId, Fault> {
     let (reply, mut answer) = oneshot::channel();
     let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
-    let driver = &mut world.driver;
     let (spec, findings) = judge_generate(spec, facts)?;
+    let driver = &mut world.driver;
     driver.generate_checked(spec, "dba", (findings, ticket), now);
     world.skip(0);
     let made = replies(Ok(answer.try_recv().unwrap()?));
@@ -96,7 +95,6 @@ fn a_snapshot_is_encrypted_to_the_key_of_its_sources_agent_or_refused() {
     assert_eq!(encryption, Some(encrypts));
 }
 
-/// Makes a snapshot.
 pub(super) fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
     let id = begin(world, spec);
     world.run_on();

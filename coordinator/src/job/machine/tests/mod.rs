@@ -409,7 +409,6 @@ fn success(method: Method) -> Finish {
     }
 }
 
-/// The stored snapshot of a job that loads one.
 fn stored() -> StoredRows {
     StoredRows {
         snapshot: SnapshotId(9),
