@@ -119,7 +119,7 @@ fn all_end_like_any_other(cluster: &Cluster, targets: &[&str], load: Load) -> Re
     }
     for target in targets {
         let states = ["failed", "synchronized"];
-        let state = cluster.wait_state(target, &states, LIMIT)?;
+        let state = cluster.wait_state(target, &states, LIMIT * 2)?;
         let view = cluster.node_view(target)?;
         assert_eq!(state, "synchronized", "{view:?}");
     }
