@@ -82,8 +82,9 @@ fn line_of(view: &SnapshotView, names: usize, now: Timestamp, theme: &Theme) -> 
         let left = seconds(now, at).max(0.0) as u64;
         format!("  expires in {}", units::eta(left))
     });
+    // An encrypted one needs a key. A longer word has no room on a narrow screen.
     let encrypted = match view.encryption {
-        Some(_) => "  encrypted",
+        Some(_) => "  key",
         None => "",
     };
     Line::from(vec![
