@@ -20,10 +20,10 @@ use super::{Ask, Dial};
 use crate::mutex::lock;
 
 /// Pages of either heap: some statements of several lanes.
-const PAGES: u32 = 5_000;
+const PAGES: u32 = 2_500;
 
 /// Rows that the load writes to; the others are quiet.
-const WRITTEN: u64 = 1_000;
+const WRITTEN: u64 = 200;
 
 /// A row: where it is, and its content.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,7 @@ impl World {
             keyed,
             load: true,
         };
-        for key in 0..6_000 {
+        for key in 0..1_500 {
             let digest = world.random.random();
             for target in [false, true] {
                 world.put(target, key, Some(digest));
@@ -161,7 +161,7 @@ impl World {
                     Vec::new()
                 },
                 pages: vec![PAGES],
-                rows_estimate: 6_000,
+                rows_estimate: 1_500,
             }))),
             VerifyAsk::Read(_) => VerifyReply::Done,
             VerifyAsk::Sums { range, sieve, bits } => {
@@ -182,7 +182,7 @@ impl World {
             VerifyAsk::Rows { range, sieve } => {
                 let rows = self.rows(target, range, &sieve);
                 // Fewer than a real server sends, so that ranges are divided.
-                if rows.len() > VERIFY_ROWS_MAX / 10 {
+                if rows.len() > VERIFY_ROWS_MAX / 40 {
                     return VerifyReply::TooMuch;
                 }
                 let keyed = |(_, key, row): (u64, u64, Row)| KeyedRow {
@@ -263,7 +263,7 @@ async fn compared(world: World) -> TableReport {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_differs_between_a_source_under_load_and_its_replica() {
-    for seed in 0..20 {
+    for seed in 0..4 {
         for keyed in [true, false] {
             let report = compared(World::new(seed, keyed)).await;
             assert!(report.is_equal(), "seed {seed}, keyed {keyed}: {report:?}");
@@ -273,15 +273,15 @@ async fn nothing_differs_between_a_source_under_load_and_its_replica() {
 
 #[tokio::test(start_paused = true)]
 async fn exactly_what_was_planted_is_found_under_load() {
-    for seed in 0..20 {
+    for seed in 0..4 {
         for keyed in [true, false] {
             let mut world = World::new(seed, keyed);
             // Most rows of some seeds, so that sieves and groups are full.
-            let count = if seed % 4 == 0 { 1_500 } else { 7 };
+            let count = if seed == 0 { 300 } else { 7 };
             for at in 0..count {
-                world.put(true, 2_000 + at, None);
+                world.put(true, 400 + at, None);
                 world.put(true, 10_000 + at, Some(u128::from(at)));
-                world.put(true, 4_000 + at, Some(u128::from(at) << 64));
+                world.put(true, 900 + at, Some(u128::from(at) << 64));
             }
             let report = compared(world).await;
             let found = [report.missing, report.extra, report.different];
