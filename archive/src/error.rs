@@ -30,7 +30,7 @@ pub enum Error {
     },
     /// No space or quota is left.
     #[error(
-        "cannot write {file}: no space is left in {place}; free some there or use another place"
+        "cannot write {file}: no space is left in {place}, or no inode; free some there or use another place"
     )]
     Full {
         /// The file, relative to the place.

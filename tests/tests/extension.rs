@@ -184,7 +184,7 @@ fn who_does_not_own_an_old_extension_is_told_so() -> Result<()> {
     let refused = cluster.cli(&["schema", "capture", "--node", "node_a"])?;
     let refused = refused.expect(1)?.text();
     ensure!(
-        refused.contains("extension steep_repl cannot be updated to version 1.4"),
+        refused.contains("extension steep_repl cannot be updated to version 1.5"),
         "{refused}"
     );
     assert_eq!(database.sql(EXTENSION)?, "1.0");

@@ -225,7 +225,9 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 38] = [
+const ELSEWHERE: [&str; 40] = [
+    "verify.completed",
+    "verify.failed",
     "init.adjusted",
     "init.retrying",
     "agent.rejected",

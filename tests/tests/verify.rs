@@ -309,10 +309,10 @@ const PLANTED_FORMS: &str = "
 #[test]
 fn tables_of_another_form_are_compared_by_the_names_of_their_columns() -> Result<()> {
     let cluster = Cluster::builder()
-        .setting("node_b", "timezone", "'Asia/Tokyo'")
-        .setting("node_b", "datestyle", "'German'")
-        .setting("node_b", "intervalstyle", "'iso_8601'")
-        .setting("node_b", "bytea_output", "'escape'")
+        .setting("node_b", "timezone", "Asia/Tokyo")
+        .setting("node_b", "datestyle", "German")
+        .setting("node_b", "intervalstyle", "iso_8601")
+        .setting("node_b", "bytea_output", "escape")
         .setting("node_b", "extra_float_digits", "0")
         .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));

@@ -15,6 +15,9 @@ use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
 use crate::store::Store;
 
+/// What to do once a lost agent is back.
+const AGAIN: &str = "check that it runs, see steep-repl nodes; then run steep-repl verify again";
+
 /// A comparison of rows.
 pub(super) struct Verification {
     spec: VerifySpec,
@@ -167,6 +170,10 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
+        let fault = match fault.kind {
+            FaultKind::Unreachable if fault.hint.is_empty() => fault.hint(AGAIN),
+            _ => fault,
+        };
         let note = Note::warn(
             "verify.failed",
             format!("{b} was not compared with {a}: {fault}"),
