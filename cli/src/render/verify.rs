@@ -11,7 +11,7 @@ use steep_protocol::{Identifier, NodeId};
 
 use super::table::table;
 use super::{Paint, clean};
-use crate::units::{count, size};
+use crate::units::count;
 
 /// The nodes as they are called: the first one counts as right.
 type Nodes<'a> = (&'a NodeId, &'a NodeId);
