@@ -245,7 +245,7 @@ const FORMS_B: &str = "
     CREATE TABLE app.parted_rest PARTITION OF app.parted_new DEFAULT;
     CREATE TABLE app.parted_once (id integer, at date, body text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
     CREATE TABLE app.parted_once_all PARTITION OF app.parted_once DEFAULT;
-    CREATE TABLE app.words (k text COLLATE \"en-x-icu\" PRIMARY KEY, v integer);
+    CREATE TABLE app.words (k text COLLATE \"pg_c_utf8\" PRIMARY KEY, v integer);
     CREATE TABLE app.only_b (id integer PRIMARY KEY);
     CREATE TABLE app.columns (id integer PRIMARY KEY, new text)";
 
@@ -278,10 +278,10 @@ const ROWS: &str = "
     CREATE TABLE app.by_array (k integer[] PRIMARY KEY, v text);
     INSERT INTO app.by_array SELECT ARRAY[n, n + 1], 'v' || n FROM generate_series(1, 300) n;
     CREATE TABLE app.kinds (id integer PRIMARY KEY, f float8, r real, t timestamptz, d date, i interval, j jsonb,
-        m money, a text[], x xml, o regclass);
+        m money, a text[], o regclass);
     INSERT INTO app.kinds SELECT n, n / 3.0, n / 7.0, timestamptz '2024-01-01 UTC' + n * interval '1 min',
         date '2024-01-01' + n, n * interval '1 h 2 s', jsonb_build_object('n', n), n::numeric::money,
-        ARRAY['a', NULL, n::text], '<a/>', 'app.empty' FROM generate_series(1, 200) n;
+        ARRAY['a', NULL, n::text], 'app.empty' FROM generate_series(1, 200) n;
     ANALYZE";
 
 /// One row is changed, one is missing and one is extra in each table with keys of another type.
@@ -347,8 +347,8 @@ fn tables_of_another_form_are_compared_by_the_names_of_their_columns() -> Result
     let after = compared(3)?;
     assert_eq!(counts(&after["app.parted"]), [1, 0, 1]);
     let places = [
-        r#"different {"at":"2024-01-06","id":"5"}"#,
-        r#"missing {"at":"2024-01-30","id":"2999"}"#,
+        r#"different {"id":"5","at":"2024-01-06"}"#,
+        r#"missing {"id":"2999","at":"2024-01-30"}"#,
     ];
     assert_eq!(examples(&after["app.parted"]), set(places));
     assert_eq!(
