@@ -332,10 +332,9 @@ impl Server {
                     part: PartAs { part, format },
                     compression,
                 };
-                let reply = PeerReply::FramesFollow;
                 match self.opened(entry) {
                     Ok(holder) => {
-                        let reply = (connection, reply);
+                        let reply = (connection, PeerReply::FramesFollow);
                         let sending = self.send_part(holder, wanted, reply, sender, cancel);
                         return sending.await.map(drop);
                     }

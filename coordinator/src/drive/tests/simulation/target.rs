@@ -465,22 +465,16 @@ impl Cluster {
         let server = &mut self.nodes[n].server;
         if run.stage == 0 {
             let name = run.replication.name().as_str().to_owned();
-            for epoch in earlier {
-                server
-                    .subscriptions
-                    .remove(epoch.replication.name().as_str());
-            }
-            server.subscriptions.remove(&format!("{name}_stopped"));
-            server.subscriptions.remove(&name);
+            let of = |epoch: &EarlierEpoch| epoch.replication.name().as_str().to_owned();
+            let mut all: Vec<String> = earlier.iter().map(of).collect();
+            all.extend([format!("{name}_stopped"), name]);
+            server.subscriptions.retain(|name, _| !all.contains(name));
             self.nodes[n].agent.reports.remove(&job);
             return Ok(After(200));
         }
         if data == CancelledData::Keep {
             self.keeps_rows.insert(n);
-        }
-        let server = &mut self.nodes[n].server;
-        if data == CancelledData::Remove
-            && let Some(record) = server.records.get(&job)
+        } else if let Some(record) = server.records.get(&job)
             && record.owns_rows
         {
             for table in record.planned.clone() {

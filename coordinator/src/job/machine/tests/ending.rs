@@ -4,6 +4,15 @@ use super::*;
 
 const CLEANUP_TARGET: Work = Work::CleanupTarget(CancelledData::Remove);
 
+/// What a cancel does with the rows while that command runs: those of a complete copy stay, since the target may have
+/// let go of them.
+pub(super) fn rows_after_cancel(work: Work) -> CancelledData {
+    match work {
+        Work::ReleaseTarget => CancelledData::Keep,
+        _ => CancelledData::Remove,
+    }
+}
+
 #[test]
 fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
     for work in &BACKUP_WORK[..8] {

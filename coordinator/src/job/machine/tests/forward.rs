@@ -1,5 +1,6 @@
 //! The path to SYNCHRONIZED, and what must hold on it.
 
+use super::ending::rows_after_cancel;
 use super::*;
 
 /// The commands of a job that loads a stored snapshot without replication.

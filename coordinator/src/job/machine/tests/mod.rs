@@ -468,15 +468,6 @@ fn outcome_of(work: Work) -> Outcome {
     }
 }
 
-/// What a cancel does with the rows while that command runs: those of a complete copy stay, since the target may have
-/// let go of them.
-fn rows_after_cancel(work: Work) -> CancelledData {
-    match work {
-        Work::ReleaseTarget => CancelledData::Keep,
-        _ => CancelledData::Remove,
-    }
-}
-
 const SNAPSHOT_WORK: [Work; 15] = [
     Work::GatherSource,
     Work::GatherTarget,
