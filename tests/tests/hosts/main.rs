@@ -14,7 +14,7 @@ use steep_tests::{compare, sample, wait};
 use crate::boxes::{Address, Boxes};
 
 /// For a job of a minute with troubles on a busy machine.
-const END_LIMIT: Duration = Duration::from_secs(120);
+const END_LIMIT: Duration = Duration::from_secs(240);
 
 /// The copy takes long enough at this rate for what happens to hosts to fall into it.
 const RATE: &str = "400kB";
