@@ -343,10 +343,7 @@ impl SourceAgent {
     }
 
     pub(super) fn unexpected(&self) -> Fault {
-        let node = &self.source.node;
-        let text = format!("the agent of {node} sent an unexpected answer");
-        Fault::new(FaultKind::Failed, text)
-            .hint("the two agents may be of different versions: upgrade the older one")
+        Fault::unexpected_answer(&self.source.node)
     }
 }
 

@@ -195,9 +195,6 @@ impl<D: Dial> Pool<D> {
     }
 
     pub(super) fn unexpected(&self) -> Fault {
-        let node = &self.node;
-        let text = format!("the agent of {node} sent an unexpected answer");
-        Fault::new(FaultKind::Failed, text)
-            .hint("the two agents may be of different versions: upgrade the older one")
+        Fault::unexpected_answer(&self.node)
     }
 }

@@ -100,6 +100,14 @@ impl Fault {
         }
     }
 
+    /// Of an agent whose answer does not belong to the question.
+    #[must_use]
+    pub fn unexpected_answer(from: &NodeId) -> Self {
+        let text = format!("the agent of {from} sent an unexpected answer");
+        Self::new(FaultKind::Failed, text)
+            .hint("the two agents may be of different versions: upgrade the older one")
+    }
+
     /// Sets the next step.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
