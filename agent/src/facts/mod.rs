@@ -69,7 +69,7 @@ async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Pg
         facts.loading = loading::gather(task, &session, filter).await?;
         let calls = owner_code::calls(task, &session, filter, Indexes::Elsewhere).await?;
         (facts.owner_code, facts.index_code) = (calls.loading, calls.indexes);
-        session.close().await;
+        session.give_back().await;
         facts.replication_link = walsender::probe(task, &server).await?;
     }
     facts.server = server;
@@ -109,7 +109,7 @@ async fn try_target(
             facts.server_link = reachability::probe(task, &session, conninfo).await?;
             facts.server_reached = reachability::reached(task, conninfo).await?;
         }
-        session.close().await;
+        session.give_back().await;
     }
     facts.server = server;
     facts.clock_ahead_seconds = peer.clock_ahead;

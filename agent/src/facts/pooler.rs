@@ -50,7 +50,7 @@ impl Who {
 
 /// How a pooler shows, if it does.
 pub(super) async fn detect(task: &Task, first: &Session) -> Result<Option<String>, PgError> {
-    let second = Session::connect(&task.conninfo, "preflight").await?;
+    let second = Session::connect_anew(&task.conninfo, "preflight").await?;
     let seen = first.run(&task.cancel, interleave(first, &second)).await;
     second.close().await;
     let seen = match seen {

@@ -34,10 +34,17 @@ pub(crate) fn application_names(job: JobId) -> String {
 }
 
 impl Conn {
+    /// For statements that may run code of the database: in constraints, indexes, materialised views.
     pub(crate) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
+        let conn = Self::to_catalog(task, what).await?;
+        let allowed = conn.session.read_user_views().await;
+        allowed.map_err(|error| conn.fault(&error))?;
+        Ok(conn)
+    }
+
+    /// For catalogs and the schema `steep_repl`: user views and foreign tables are refused. May be given back.
+    pub(crate) async fn to_catalog(task: &Task, what: &str) -> Result<Self, Fault> {
         let session = task.connect(&purpose(task.job, what)).await?;
-        let allowed = session.read_user_views().await;
-        allowed.map_err(|error| task.fault(error))?;
         let (node, cancel) = (task.node.clone(), task.cancel.clone());
         let conn = Self {
             session,
@@ -48,6 +55,11 @@ impl Conn {
             conn.execute(setting).await?;
         }
         Ok(conn)
+    }
+
+    /// As [`Session::give_back`].
+    pub(crate) async fn give_back(self) {
+        self.session.give_back().await;
     }
 
     pub(crate) fn node(&self) -> &NodeId {

@@ -58,7 +58,7 @@ impl WalWriterAwake {
 
 /// Sends messages until something fails.
 async fn keep(task: &Task) -> Result<(), Fault> {
-    let conn = Conn::open(task, "wal").await?;
+    let conn = Conn::to_catalog(task, "wal").await?;
     let statement = conn.run(conn.session.prepare(MESSAGE)).await;
     let statement = statement.map_err(|error| conn.fault(&error))?;
     let (mut pause, mut at) = (PAUSE_MIN, None);

@@ -22,9 +22,9 @@ pub(crate) async fn formats(
     task: &Task,
     plan: &[TablePlan],
 ) -> Result<HashMap<TableNo, CopyFormat>, Fault> {
-    let conn = Conn::open(task, "formats").await?;
+    let conn = Conn::to_catalog(task, "formats").await?;
     let there = columns(&conn).await?;
-    conn.session.close().await;
+    conn.give_back().await;
     let format = |table: &TablePlan| (table.no, judge(table, there.get(&table.name)));
     Ok(plan.iter().map(format).collect())
 }

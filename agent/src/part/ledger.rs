@@ -21,9 +21,9 @@ pub(crate) async fn ledger(task: &Task, epoch: Epoch) -> Result<Vec<PartDone>, F
 }
 
 async fn all(task: &Task) -> Result<Vec<(Epoch, PartDone)>, Fault> {
-    let conn = Conn::open(task, "ledger").await?;
+    let conn = Conn::to_catalog(task, "ledger").await?;
     let parts = read(task, &conn).await;
-    conn.session.close().await;
+    conn.give_back().await;
     parts
 }
 

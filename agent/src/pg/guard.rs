@@ -6,7 +6,7 @@
 //! nothing in the schema. Its result stays true, as only those owners and superusers can change what was
 //! checked.
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use super::PgError;
 
@@ -55,11 +55,6 @@ SELECT (EXISTS (SELECT FROM place))::text, bad.what, bad.role FROM (SELECT) AS o
 
 /// Limit for the server's texts; names have at most 63 bytes.
 const TEXT_MAX: usize = 200;
-
-/// Checks the schema, before anything in it is used.
-pub(super) async fn look(client: &Client) -> Result<OwnSchema, PgError> {
-    read(&client.query_typed(LOOK, &[]).await?)
-}
 
 /// As [`judge`], of the rows.
 pub(super) fn read(rows: &[Row]) -> Result<OwnSchema, PgError> {

@@ -1,7 +1,7 @@
 //! This node's PostgreSQL: connection strings, connections, the catalog.
 //!
 //! In the order of use: [`Conninfo`] → `dial` (a `transport`, with TLS where wanted) → [`Session`]
-//! (queries, through tokio-postgres) or [`raw`] (COPY and the replication protocol, without allocations per
+//! (queries, through tokio-postgres; those that are done wait in `idle`) or [`raw`] (COPY and the replication protocol, without allocations per
 //! row) → [`catalog`], [`secret_sql`].
 //!
 //! Both kinds of connection use one dialer and so reach the same server in the same way. No password, key
@@ -18,6 +18,7 @@ mod dial;
 mod error;
 mod fault;
 mod guard;
+mod idle;
 mod literal;
 mod patient;
 mod repeated;

@@ -3,16 +3,19 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Connection, NoTls, Row};
+use tokio_postgres::{Client, Connection, NoTls, Row, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::conninfo::Conninfo;
 use super::dial::{self, Route, Stream};
+use super::idle::Idle;
+use super::literal::literal;
 use super::repeated::Repeated;
 use super::settings::UserViews;
 use super::transport::Reads;
@@ -36,6 +39,10 @@ pub(crate) struct Session {
     here: Conninfo,
     route: Route,
     repeated: Repeated,
+    /// A cancel request may still be on its way, or code of others has run.
+    for_one_use: AtomicBool,
+    /// Where it waits when it is done.
+    idle: Idle,
     tasks: JoinSet<()>,
 }
 
@@ -48,8 +55,21 @@ impl Deref for Session {
 
 impl Session {
     /// Connects as `steep-repl <purpose>` with our settings: no timeouts of the server's, no user schemas
-    /// in `search_path`, fixed output formats, and the replica role where the role may set it.
+    /// in `search_path`, fixed output formats, and the replica role where the role may set it. Takes an idle session if
+    /// there is one.
     pub(crate) async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
+        while let Some(session) = conninfo.idle.take() {
+            match session.renew(&conninfo.application_name(purpose)).await {
+                Ok(()) => return Ok(session),
+                // A login says the same, if it still holds.
+                Err(error) => debug!(%error, "an idle session cannot be used again"),
+            }
+        }
+        Self::connect_anew(conninfo, purpose).await
+    }
+
+    /// [`Session::connect`], always with a login.
+    pub(crate) async fn connect_anew(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
         let login = |stream, route| Self::login(conninfo, stream, route, purpose);
         dial::connect(conninfo, Reads::Eager, login).await
     }
@@ -96,26 +116,37 @@ impl Session {
             .to_owned();
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(connection));
-        client.batch_execute(&settings::statements(version)).await?;
-        if let Some(refuse) = settings::user_views(version, UserViews::Refused) {
-            client.batch_execute(&refuse).await?;
-        }
-        guard::look(&client).await?;
-        client.batch_execute(settings::replica(version)).await?;
-        // Not every operating system supports it; without it, a lost agent's statement runs to its end.
-        if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
-            debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
-        }
-        let here = conninfo.pinned(&route.endpoint);
-        Ok(Self {
+        let session = Self {
             client,
             version,
             encoding,
-            here,
+            here: conninfo.pinned(&route.endpoint),
             route,
             repeated: Repeated::default(),
+            for_one_use: AtomicBool::new(false),
+            idle: conninfo.idle.clone(),
             tasks,
-        })
+        };
+        session.set_up().await?;
+        Ok(session)
+    }
+
+    async fn set_up(&self) -> Result<(), PgError> {
+        let statements = settings::statements(self.version);
+        self.client.batch_execute(&statements).await?;
+        self.own_schema().await?;
+        // Not every operating system supports it; without it, a lost agent's statement runs to its end.
+        if let Err(error) = self.client.batch_execute(settings::CHECK_CLIENT).await {
+            debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
+        }
+        Ok(())
+    }
+
+    /// Makes an idle session what a login makes of a new one.
+    async fn renew(&self, name: &str) -> Result<(), PgError> {
+        let name = format!("SET application_name = {}", literal(name));
+        self.client.batch_execute(&name).await?;
+        self.set_up().await
     }
 
     /// As [`Client::query_typed`]; what is asked again is planned once.
@@ -143,6 +174,7 @@ impl Session {
     /// Allows reading user views and foreign tables, which functions in constraints and materialised views
     /// may do.
     pub(crate) async fn read_user_views(&self) -> Result<(), PgError> {
+        self.for_one_use.store(true, Ordering::Relaxed);
         if let Some(allow) = settings::user_views(self.version, UserViews::Read) {
             self.client.batch_execute(&allow).await?;
         }
@@ -180,6 +212,7 @@ impl Session {
             result = &mut work => return result.map_err(PgError::from),
             () = cancel.cancelled() => {}
         }
+        self.for_one_use.store(true, Ordering::Relaxed);
         let stopped = async {
             loop {
                 let request = async {
@@ -207,6 +240,29 @@ impl Session {
         token.cancel_query_raw(&mut stream, NoTls).await?;
         dial::until_closed(&mut stream).await;
         Ok(())
+    }
+
+    /// Keeps it for whoever connects next within moments. Disconnects where a cancel request might hit the next one's
+    /// statement, or code of others could have left an object or a role behind.
+    pub(crate) async fn give_back(self) {
+        let reusable = !self.for_one_use.load(Ordering::Relaxed) && self.rest().await;
+        if !reusable {
+            return self.close().await;
+        }
+        self.idle.clone().keep(self).await;
+    }
+
+    /// Gives up settings and name. Returns whether that went well, outside of any transaction.
+    async fn rest(&self) -> bool {
+        let name = literal(&self.here.application_name("idle"));
+        let rows = self.client.simple_query(&settings::rest(&name)).await;
+        let first = rows.as_deref().ok().and_then(|rows| {
+            rows.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            })
+        });
+        first == Some("t")
     }
 
     /// Disconnects properly, so that the server does not log a lost client.

@@ -20,7 +20,7 @@ pub(crate) fn sync() -> String {
     )
 }
 
-/// Settings for a server of that version, as one simple query.
+/// Settings for a server of that version, as one simple query. Includes the replica role and the refusal of user views.
 ///
 /// `synchronous_commit`: what we report as done survives a crash. Timeouts: a job's own limits apply.
 /// `search_path`: names in our SQL and in `format_type` output are qualified, and no temporary table comes
@@ -39,7 +39,20 @@ pub(super) fn statements(version: u32) -> String {
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");
     }
-    sql
+    if let Some(refuse) = user_views(version, UserViews::Refused) {
+        sql.push_str("; ");
+        sql.push_str(&refuse);
+    }
+    sql + "; " + replica(version)
+}
+
+/// What a session that waits for its next use runs, as one simple query. The first row says whether it is outside of
+/// any transaction, which would otherwise have begun before this query: then only do the two times agree.
+pub(super) fn rest(application_name: &str) -> String {
+    format!(
+        "SELECT pg_catalog.now() OPERATOR(pg_catalog.=) pg_catalog.statement_timestamp(); \
+         RESET ALL; SET idle_session_timeout = 0; SET application_name = {application_name}"
+    )
 }
 
 /// Keeps a session from reading user views and foreign tables: one could be put in the place of a table or
@@ -73,7 +86,7 @@ pub(super) fn user_views(version: u32, views: UserViews) -> Option<String> {
 
 /// Sets the replica role where possible: only triggers enabled for replicas fire. Asks first, since the
 /// server logs a refusal.
-pub(super) fn replica(version: u32) -> &'static str {
+fn replica(version: u32) -> &'static str {
     if version >= 150_000 {
         "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
          WHERE pg_catalog.has_parameter_privilege('session_replication_role', 'SET')"

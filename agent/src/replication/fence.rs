@@ -75,7 +75,7 @@ async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, 
         if slot.confirmed >= fence {
             // The position alone does not prove that everything before it was published.
             let proved = published::prove(&session, task).await?;
-            session.close().await;
+            session.give_back().await;
             return Ok(proved.map(|()| fence));
         }
         let first = *first.get_or_insert(slot.confirmed);

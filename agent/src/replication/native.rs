@@ -26,7 +26,7 @@ const ABSENT_MAX: Duration = Duration::from_secs(60);
 /// Waits until PostgreSQL's own copy has every table of the subscription ready. Fails where its workers
 /// keep failing, or the subscription is gone or disabled.
 pub(crate) async fn await_native_copy(task: &Task) -> Result<(), Fault> {
-    let conn = Conn::open(task, "watch").await?;
+    let conn = Conn::to_catalog(task, "watch").await?;
     let _awake = WalWriterAwake::beside(task);
     let name = task.replication.name();
     let mut looks = tokio::time::interval(LOOK_EVERY);

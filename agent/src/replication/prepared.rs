@@ -36,7 +36,7 @@ pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<Prepare
     if outcome.is_err() {
         task.tidy_up(tidy(&session, task, made)).await;
     }
-    session.close().await;
+    session.give_back().await;
     outcome
 }
 
@@ -144,7 +144,7 @@ pub(crate) async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<Slot
     let gathered = async {
         let session = Session::connect(&task.conninfo, "preflight").await?;
         let facts = gather(task, &session, filter).await?;
-        session.close().await;
+        session.give_back().await;
         Ok(facts)
     };
     gathered.await.map_err(|error: PgError| task.fault(error))
@@ -225,7 +225,7 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
     if taken > 0 {
         let session = task.connect("handover").await?;
         let renewed = published::renew(&session, task).await;
-        session.close().await;
+        session.give_back().await;
         return renewed.map_err(|error| task.fault(error))?;
     }
     let slot = &task.replication.slot;
@@ -279,7 +279,7 @@ pub(crate) async fn copy_template(
         Ok(true)
     };
     let copied = copied.await;
-    session.close().await;
+    session.give_back().await;
     if copied.map_err(|error: PgError| task.fault(error))? {
         return Ok(());
     }
@@ -311,6 +311,7 @@ async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
     let changed = async {
         let session = Session::connect(&task.conninfo, "handover").await?;
         if !readable(&session).await? {
+            session.give_back().await;
             return Ok(0);
         }
         let job = task.replication.id.to_string();
@@ -320,7 +321,7 @@ async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
         let changed = session
             .run(&task.cancel, session.execute(sql, &values))
             .await?;
-        session.close().await;
+        session.give_back().await;
         Ok(changed)
     };
     changed.await.map_err(|error: PgError| task.fault(error))
@@ -342,7 +343,7 @@ pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
         Dropped::Yes => None,
         Dropped::No => Some(kept(&session, task).await.map_err(fault)?),
     };
-    session.close().await;
+    session.give_back().await;
     kept.map_or(Ok(()), Err)
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn sequences(
         error.is_locked() || error.is(&SqlState::UNDEFINED_TABLE) && dropped < ATTEMPTS
     });
     let values = read.await.map_err(fault)?;
-    session.close().await;
+    session.give_back().await;
     Ok(values)
 }
 

@@ -46,7 +46,7 @@ pub(crate) async fn subscribe(
     (start, origin): (SubscriptionStart, ChangeOrigin),
     earlier: &[EarlierEpoch],
 ) -> Result<Option<SyncSlots>, Fault> {
-    let conn = Conn::open(task, "subscribe").await?;
+    let conn = Conn::to_catalog(task, "subscribe").await?;
     let own = (task.replication.clone(), start);
     let at_slot = |e: &EarlierEpoch| (e.replication.clone(), SubscriptionStart::AtSlot(e.lsn));
     let all: Vec<_> = earlier.iter().map(at_slot).chain([own]).collect();
@@ -68,6 +68,7 @@ pub(crate) async fn subscribe(
     for name in waiting {
         enable(&conn, &name).await?;
     }
+    conn.give_back().await;
     Ok(sync_slots)
 }
 

@@ -14,11 +14,12 @@ const STORE_BATCH: usize = 1_000;
 
 /// Stores the current fingerprint of every table; returns how many.
 pub(crate) async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
-    let conn = Conn::open(task, "capture").await?;
+    let conn = Conn::to_catalog(task, "capture").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
     let sql = "SELECT steep_repl.capture_all_fingerprints()";
     let tables: i64 = conn.row(sql, &[]).await?.get(0);
+    conn.give_back().await;
     Ok(u64::try_from(tables).unwrap_or(0))
 }
 
@@ -29,11 +30,12 @@ pub(crate) async fn compare_schemas(
     described: &Schema,
     filter: &TableFilter,
 ) -> Result<SchemaReview, Fault> {
-    let conn = Conn::open(task, "compare").await?;
+    let conn = Conn::to_catalog(task, "compare").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
     store(&conn, source, described, filter).await?;
     let here = read(&conn, filter).await?;
+    conn.give_back().await;
     let compared = compare(described, &here);
     // Only the plan's differences are used; it is not run.
     let plan = plan(described, &here, &compared, &|_| true);

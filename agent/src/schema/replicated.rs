@@ -33,7 +33,7 @@ pub(crate) async fn compare_replicated(
     filter: &TableFilter,
     replication: JobId,
 ) -> Result<SchemaReview, Fault> {
-    let conn = Conn::open(task, "compare").await?;
+    let conn = Conn::to_catalog(task, "compare").await?;
     conn.execute("SET lock_timeout = '5s'").await?;
     let name = ReplicationNames(replication).name();
     let sql = "SELECT n.nspname::text, c.relname::text FROM pg_subscription_rel r
@@ -46,7 +46,7 @@ pub(crate) async fn compare_replicated(
     let subscribed: Result<BTreeSet<TableName>, _> = subscribed.collect();
     let subscribed = subscribed.map_err(|error| conn.fault(&error))?;
     let here = read(&conn, filter).await?;
-    conn.session.close().await;
+    conn.give_back().await;
     let all = drifted(described, &here, &name, &subscribed);
     Ok(SchemaReview {
         differences_total: all.len() as u64,

@@ -111,7 +111,7 @@ async fn try_open(
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {
             Attempt::Open(open) => {
-                admin.close().await;
+                admin.give_back().await;
                 return Ok(*open);
             }
             Attempt::Changed(table) => {

@@ -38,6 +38,6 @@ pub(crate) async fn describe_replicated(
         tables: Vec::new(),
         objects,
     });
-    session.close().await;
+    session.give_back().await;
     Ok(schema)
 }

@@ -205,7 +205,7 @@ pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Resul
             }
         }
     }
-    session.close().await;
+    session.give_back().await;
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn note(task: &Task, kept_seconds: u64) -> Result<(), Fault> {
             .await
     };
     let noted = noted.await;
-    session.close().await;
+    session.give_back().await;
     noted.map(drop).map_err(|error: PgError| task.fault(error))
 }
 
@@ -46,7 +46,7 @@ pub(crate) async fn opened(task: &Task, lsn: Lsn) -> Result<(), Fault> {
     let noted = session
         .run(&task.cancel, session.execute(sql, values))
         .await;
-    session.close().await;
+    session.give_back().await;
     noted.map(drop).map_err(|error| task.fault(error))
 }
 

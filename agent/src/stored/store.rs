@@ -87,7 +87,7 @@ pub(crate) async fn store(
     open.close().await;
     let of = (&location, archive.manifest());
     let sealed = seal(task, &session, of, request.expires_seconds).await;
-    session.close().await;
+    session.give_back().await;
     sealed
 }
 

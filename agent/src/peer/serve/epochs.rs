@@ -46,7 +46,7 @@ impl Server {
             let wide = epochs::widen(&session, &task.cancel, &into, &entry.filter).await;
             wide.map_err(fault)?;
         }
-        session.close().await;
+        session.give_back().await;
         self.confirmed(&task).await?;
         left.truncate(LISTED_MAX);
         Ok(PeerReply::Moved { left })
@@ -63,7 +63,7 @@ impl Server {
         let task = self.epoch(job, epoch, cancel)?;
         let session = task.connect("fold").await?;
         let used = is_used_by(&session, &task, entry).await;
-        session.close().await;
+        session.give_back().await;
         if !used.map_err(|error| error.to_fault(&self.node))? {
             return Err(self.no_epoch(job, &task.replication));
         }
@@ -108,7 +108,7 @@ impl Server {
         let used = is_used_by(&session, &task, entry).await.map_err(fault)?;
         let name = task.replication.name();
         let full = epochs::has_tables(&session, &name).await.map_err(fault)?;
-        session.close().await;
+        session.give_back().await;
         if used && full {
             let text = format!("the publication {name} still has tables");
             return Err(Fault::new(FaultKind::Failed, text)

@@ -69,7 +69,7 @@ pub(crate) async fn database_settings(
 ) -> Result<Vec<DatabaseSetting>, PgError> {
     let session = Session::connect(conninfo, "settings").await?;
     let settings = read_settings(&session).await?;
-    session.close().await;
+    session.give_back().await;
     Ok(settings)
 }
 

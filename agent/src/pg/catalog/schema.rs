@@ -87,7 +87,7 @@ pub(crate) async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Resul
         .retry(lock_timeout::a_few_times())
         .when(PgError::is_locked)
         .await?;
-    session.close().await;
+    session.give_back().await;
     Ok(schema)
 }
 

@@ -21,6 +21,7 @@ use clap::ValueEnum;
 use steep_protocol::message::peer::Secret;
 
 use super::PgError;
+use super::idle::Idle;
 use resolve::Environment;
 
 /// The bytes that PostgreSQL keeps of an `application_name` (NAMEDATALEN - 1).
@@ -39,6 +40,7 @@ pub(crate) struct Conninfo {
     pub(super) session_attrs: SessionAttrs,
     pub(super) keepalive: Option<Keepalive>,
     passed_on: Vec<(&'static str, String)>,
+    pub(super) idle: Idle,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,6 +202,8 @@ impl Conninfo {
     pub(super) fn pinned(&self, endpoint: &Endpoint) -> Self {
         Self {
             endpoints: vec![endpoint.clone()],
+            // Those of the original may be at another address.
+            idle: Idle::default(),
             ..self.clone()
         }
     }

@@ -16,6 +16,7 @@ use super::passfile::{self, Wanted};
 use super::{
     Address, Conninfo, Endpoint, Keepalive, Roots, SessionAttrs, SslMode, TlsSettings, word,
 };
+use crate::pg::idle::Idle;
 
 /// Debian's and most distributions' directory, then PostgreSQL's own default.
 const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -140,6 +141,7 @@ pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<
             .passed_on()
             .map(|(key, value)| (key, value.to_owned()))
             .collect(),
+        idle: Idle::default(),
     })
 }
 
