@@ -86,6 +86,9 @@ pub struct Given {
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub schema_check_interval: Option<String>,
+    /// How often the sequences of a node that follows are set to the source's; 0 for never [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub sequence_interval: Option<String>,
     /// Congestion control [default: bbr]
     #[arg(long)]
     pub congestion: Option<CongestionChoice>,
@@ -112,6 +115,8 @@ pub(crate) struct Config {
     /// `None` where it depends on the free space.
     pub(crate) store_size: Option<ByteCount>,
     pub(crate) schema_check_interval: Duration,
+    /// 0 for never.
+    pub(crate) sequence_interval_seconds: u32,
     pub(crate) tuning: Tuning,
 }
 
@@ -132,6 +137,9 @@ impl Settings for Given {
             schema_check_interval: self
                 .schema_check_interval
                 .or_else(|| Some(format!("{}s", SCHEMA_CHECK_INTERVAL.as_secs()))),
+            sequence_interval: self
+                .sequence_interval
+                .or_else(|| Some(format!("{SEQUENCE_INTERVAL}s"))),
             ..self
         }
     }
@@ -198,6 +206,7 @@ impl TryFrom<Given> for Config {
             data_dir: given.data_dir,
             store_size: given.store_size.as_deref().map(store_size).transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
+            sequence_interval_seconds: sequence_interval(given.sequence_interval.as_deref())?,
             tuning: Tuning {
                 congestion,
                 ..Tuning::BULK
@@ -229,6 +238,21 @@ fn interval(given: Option<&str>) -> Result<Duration, ConfigError> {
     given.map_or(Ok(SCHEMA_CHECK_INTERVAL), |text| {
         parse_duration(text).map_err(|why| ConfigError::invalid("schema-check-interval", why))
     })
+}
+
+/// Seconds: one statement on each side then, and at most the values of a minute are not known to the target.
+const SEQUENCE_INTERVAL: u32 = 60;
+
+fn sequence_interval(given: Option<&str>) -> Result<u32, ConfigError> {
+    let invalid = |why: String| ConfigError::invalid("sequence-interval", why);
+    match given.map(str::trim) {
+        None => Ok(SEQUENCE_INTERVAL),
+        Some("0") => Ok(0),
+        Some(text) => {
+            let interval = parse_duration(text).map_err(invalid)?;
+            u32::try_from(interval.as_secs()).map_err(|_| invalid("it is too long".to_owned()))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -287,6 +311,16 @@ mod tests {
         assert_eq!(interval(Some("5m")).unwrap(), Duration::from_secs(300));
         for bad in ["", "60", "0s", "-5s", "500ms", "soon"] {
             assert!(interval(Some(bad)).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn sequences_follow_every_so_often_or_never() {
+        assert_eq!(sequence_interval(None).unwrap(), 60);
+        assert_eq!(sequence_interval(Some("0")).unwrap(), 0);
+        assert_eq!(sequence_interval(Some("5m")).unwrap(), 300);
+        for bad in ["", "60", "0s", "often"] {
+            assert!(sequence_interval(Some(bad)).is_err(), "{bad:?} was taken");
         }
     }
 

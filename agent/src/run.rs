@@ -125,6 +125,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         max_workers: config.max_workers,
         spool: config.spool.clone(),
         seat: seat(endpoint.local_addr().port()),
+        sequence_interval_seconds: config.sequence_interval_seconds,
     };
     let queues = Queues {
         mirror: mirror_sender,

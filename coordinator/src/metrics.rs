@@ -144,6 +144,11 @@ fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
         "steep_coordinator_subscriber_connected",
         "Whether the node's subscription is connected to its slot",
         following().map(|(labels, follows)| (labels, u64::from(follows.active))),
+    )?;
+    page.gauge(
+        "steep_coordinator_sequences_set_timestamp_seconds",
+        "When the node's sequences were last set to the source's; absent while unknown",
+        following().filter_map(|(labels, follows)| Some((labels, follows.sequences_set? as f64))),
     )
 }
 

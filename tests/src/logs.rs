@@ -212,7 +212,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 15] = [
+    const BEGINNINGS: [&str; 16] = [
         "event = \"",
         "\"init.",
         "\"epoch.",
@@ -225,6 +225,7 @@ fn literals(code: &str) -> Vec<String> {
         "\"job.",
         "\"lock.",
         "\"node.",
+        "\"sequences.",
         "\"slot.",
         "\"table.",
         "\"verify.",

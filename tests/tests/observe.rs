@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 40] = [
+const ELSEWHERE: [&str; 45] = [
     "verify.completed",
     "verify.failed",
     "init.adjusted",
@@ -235,6 +235,11 @@ const ELSEWHERE: [&str; 40] = [
     "init.rebuilt",
     "node.adopted",
     "node.removed",
+    "node.detach_requested",
+    "node.detached",
+    "node.left_removed",
+    "sequences.not_set",
+    "sequences.set",
     "node.same_database",
     "slot.unknown",
     "store.unreadable",

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable as _};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
-use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
+use steep_protocol::limits::{
+    LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, SEQUENCES_NAMED, TABLES_MAX,
+};
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
     CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PartSum, PeerReply, PeerRequest,
-    SchemaSection, Secret, SequenceValue, TablePlan,
+    SchemaSection, Secret, SequenceValue, SequencesUsed, TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Sender, Watched};
 use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry, TableName};
@@ -19,6 +22,11 @@ use steep_schema::Schema;
 use tokio::sync::Mutex;
 
 use super::stream::Incoming;
+
+/// How often a request is repeated that the source refuses because it has not yet heard of this node: five seconds
+/// cover two messages of one coordinator that overtake each other.
+const ADMITTED_AGAIN: Duration = Duration::from_millis(500);
+const ADMITTED_TRIES: usize = 10;
 
 /// The source's agent, dialled when needed and redialled after a loss. Clones share the connection.
 #[derive(Debug, Clone)]
@@ -224,6 +232,26 @@ impl SourceAgent {
     /// As they were stored with the job's snapshot.
     pub(crate) async fn stored_sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
         self.sequences_by(PeerRequest::FetchStoredSequences { job: self.job })
+            .await
+    }
+
+    /// How far they are used. The coordinator admits this node at the same time as it sends the command, so that the
+    /// source may hear of it later.
+    pub(crate) async fn sequences_used(&self) -> Result<SequencesUsed, Fault> {
+        let ask = || async {
+            let request = PeerRequest::FetchSequencesUsed { job: self.job };
+            match self.ask(&request).await?.0 {
+                PeerReply::SequencesUsed(used) if used.unreadable.len() <= SEQUENCES_NAMED => {
+                    Ok(used)
+                }
+                PeerReply::SequencesUsed(_) => Err(self.endless("number of sequences")),
+                _ => Err(self.unexpected()),
+            }
+        };
+        let again = ConstantBuilder::new().with_delay(ADMITTED_AGAIN);
+        let admitted = ask.retry(again.with_max_times(ADMITTED_TRIES));
+        admitted
+            .when(|fault: &Fault| fault.kind == FaultKind::Unauthorized)
             .await
     }
 

@@ -39,6 +39,7 @@ pub(crate) struct Coordinator {
     pub(crate) max_workers: u8,
     pub(crate) spool: Option<String>,
     pub(crate) seat: Seat,
+    pub(crate) sequence_interval_seconds: u32,
 }
 
 /// What is seen of the server; the newest replaces the last.
@@ -227,6 +228,7 @@ impl Control {
             max_workers: self.coordinator.max_workers,
             spool: self.coordinator.spool.clone(),
             seat: self.coordinator.seat,
+            sequence_interval_seconds: self.coordinator.sequence_interval_seconds,
         })
     }
 

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use steep_archive::Keys;
 use steep_protocol::message::agent::{
@@ -19,12 +18,12 @@ use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Phase};
 use steep_schema::Schema;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use super::opening::opened;
 use super::readings::Readings;
 use super::report::Reports;
 use super::steps::{prepare, subscribe};
+use super::told::Told;
 use crate::budget::Budget;
 use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
@@ -41,7 +40,7 @@ use crate::snapshot::{SourceJobs, slot};
 use crate::stored::{self, Reader, carried::Carried};
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
-use crate::telemetry::{CommandEnd, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::verify::compare_rows;
 
 #[derive(Debug)]
@@ -63,20 +62,6 @@ pub(crate) struct Agent {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) readings: Readings,
     pub(crate) drain: CancellationToken,
-}
-
-/// A command as logged.
-struct Told {
-    job: JobId,
-    name: &'static str,
-    source: Option<NodeId>,
-    began: Instant,
-}
-
-impl Told {
-    fn source(&self) -> Option<&str> {
-        self.source.as_ref().map(NodeId::as_str)
-    }
 }
 
 impl Agent {
@@ -102,13 +87,7 @@ impl Agent {
         };
         let running = self.telemetry.command_began();
         let _attended = self.jobs.locks().attend();
-        let told = Told {
-            job,
-            name: command.policy().name,
-            source: self.source_of(&command),
-            began: Instant::now(),
-        };
-        info!(event = "command.started", node_id = %self.node, source_node = told.source(), job_id = %job, command = told.name, "command began");
+        let told = Told::began(&self.node, job, &command);
         // Boxed: otherwise every command would be as large as the largest future.
         let work = Box::pin(self.perform(&task, command));
         let outcome = tokio::select! {
@@ -118,7 +97,7 @@ impl Agent {
             }
             outcome = work => outcome,
         };
-        running.ended(self.say_ended(&told, outcome.as_ref().err()));
+        running.ended(told.ended(outcome.as_ref().err()));
         outcome.map_err(|fault| {
             if fault.node.is_none() {
                 fault.on(&self.node)
@@ -126,34 +105,6 @@ impl Agent {
                 fault
             }
         })
-    }
-
-    fn say_ended(&self, told: &Told, fault: Option<&Fault>) -> CommandEnd {
-        let took = u64::try_from(told.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (node, source) = (&self.node, told.source());
-        let Told { job, name, .. } = told;
-        match fault {
-            None => {
-                info!(event = "command.completed", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, "command done");
-                CommandEnd::Done
-            }
-            Some(fault) if fault.kind == FaultKind::Cancelled => {
-                info!(event = "command.cancelled", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, "command stopped");
-                CommandEnd::Cancelled
-            }
-            Some(fault) => {
-                warn!(event = "command.failed", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, table = fault.table.as_ref().map(tracing::field::display), error = %fault, hint = %fault.hint, "command failed");
-                CommandEnd::Failed
-            }
-        }
-    }
-
-    /// The node that has the rows, where the command says it.
-    fn source_of(&self, command: &Command) -> Option<NodeId> {
-        match command {
-            Command::Source(_) => Some(self.node.clone()),
-            Command::Target(_) | Command::Node(_) => command.peer().map(|peer| peer.node.clone()),
-        }
     }
 
     async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
@@ -375,34 +326,50 @@ impl Agent {
                 target::release(task).await?;
                 Ok(Outcome::Done)
             }
-            TargetCommand::Cleanup { data, earlier } => {
+            TargetCommand::Cleanup {
+                data,
+                earlier,
+                sequences,
+            } => {
                 self.reports.forget(job);
                 self.kept.forget(job);
                 self.carried.forget(job);
-                target::cleanup(task, data, &earlier)
-                    .await
-                    .map(Outcome::Warned)
+                let link = sequences.map(|source| self.source_agent(source, job));
+                let cleaned = target::cleanup(task, data, &earlier, link.as_ref());
+                Box::pin(cleaned).await.map(Outcome::Warned)
+            }
+            TargetCommand::RaiseSequences { source } => {
+                let link = self.source_agent(source, job);
+                let raised = target::raise_sequences(task, &link);
+                raised.await.map(Outcome::SequencesRaised)
             }
             TargetCommand::Compare {
                 source,
                 filter,
                 what,
-            } => {
-                let link = self.source_agent(source, job);
-                let described = link.described().await?;
-                let review = match what {
-                    Comparison::Schemas => {
-                        target::compare_schemas(task, link.source(), &described, &filter).await?
-                    }
-                    Comparison::Replicated(replication) => {
-                        target::compare_replicated(task, &described, &filter, replication).await?
-                    }
-                };
-                Ok(Outcome::Reviewed(Box::new(review)))
-            }
+            } => self.compare(task, source, (filter, what)).await,
             TargetCommand::Verify(request) => self.verify(task, *request).await,
             TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
         }
+    }
+
+    async fn compare(
+        &self,
+        task: &Task,
+        source: PeerAddress,
+        (filter, what): (TableFilter, Comparison),
+    ) -> Result<Outcome, Fault> {
+        let link = self.source_agent(source, task.job);
+        let described = link.described().await?;
+        let review = match what {
+            Comparison::Schemas => {
+                target::compare_schemas(task, link.source(), &described, &filter).await?
+            }
+            Comparison::Replicated(replication) => {
+                target::compare_replicated(task, &described, &filter, replication).await?
+            }
+        };
+        Ok(Outcome::Reviewed(Box::new(review)))
     }
 
     async fn verify(&self, task: &Task, request: VerifyTables) -> Result<Outcome, Fault> {

@@ -3,7 +3,7 @@
 //! [`Control`] owns everything that outlives a session; [`commands`] keeps running commands and
 //! unacknowledged outcomes. A lost session changes none of it: transfers go on, and the next session
 //! repeats what the coordinator may have missed. [`greet`] begins a session, [`dispatch`] turns a command
-//! into a future, [`observe`] looks at the server, [`report`] collects progress between sends. A shutdown
+//! into a future, [`told`] logs it, [`observe`] looks at the server, [`report`] collects progress between sends. A shutdown
 //! goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
 
 mod commands;
@@ -18,6 +18,7 @@ mod opening;
 mod readings;
 mod report;
 mod steps;
+mod told;
 
 #[cfg(test)]
 mod tests;

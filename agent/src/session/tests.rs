@@ -301,6 +301,7 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
                 TargetCommand::Cleanup {
                     data,
                     earlier: Vec::new(),
+                    sequences: None,
                 },
             )
             .await;
@@ -386,6 +387,7 @@ async fn a_target_that_is_slow_or_gives_up_holds_up_no_other() {
         TargetCommand::Cleanup {
             data,
             earlier: Vec::new(),
+            sequences: None,
         },
     )
     .await;

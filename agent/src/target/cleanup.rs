@@ -12,11 +12,12 @@ use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
-use super::existing;
+use super::{existing, sequences};
 use crate::deferred::build::{Purpose, build_constraints, build_event_triggers, build_indexes};
 use crate::node::connection::{Conn, application_names};
 use crate::node::job_records::{self, Origin, Progress};
 use crate::part::ledger;
+use crate::peer::connection::SourceAgent;
 use crate::replication::{fold, keep_out, subscription};
 use crate::schema::{missing, objects, settings};
 use crate::task::{Patience, Task};
@@ -29,7 +30,8 @@ const PARALLEL: u8 = 4;
 
 /// Removes the job's subscription, origin and records. [`CancelledData::Remove`] also removes the schema
 /// that the job created, or the rows that it put into existing tables; [`CancelledData::Keep`] keeps both
-/// and rebuilds what was dropped.
+/// and rebuilds what was dropped; [`CancelledData::Detach`] does that too, and sets the sequences to those of
+/// `source`.
 ///
 /// Reports what could not be removed, as no retry would remove it. After an error, another try finds what
 /// is left.
@@ -37,6 +39,7 @@ pub(crate) async fn cleanup(
     task: &Task,
     data: CancelledData,
     earlier: &[EarlierEpoch],
+    source: Option<&SourceAgent>,
 ) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Short,
@@ -51,6 +54,10 @@ pub(crate) async fn cleanup(
     subscription::unsubscribe(&conn, &fold::stopped_name(&name)).await?;
     subscription::unsubscribe(&conn, &name).await?;
     let mut findings = Vec::new();
+    if data == CancelledData::Detach {
+        // Nothing is applied any more, so no row that is here has a number beyond the source's.
+        findings.extend(sequences::take_over(task, source).await?);
+    }
     if let Some(record) = job_records::load(&conn, task.job).await? {
         match (data, record.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
@@ -66,7 +73,7 @@ pub(crate) async fn cleanup(
                 rebuild(task).await?;
                 findings.extend(objects::drop_listed(&conn, task.job).await?);
             }
-            (CancelledData::Keep, _) => rebuild(task).await?,
+            (CancelledData::Keep | CancelledData::Detach, _) => rebuild(task).await?,
         }
     }
     // Dropped tables took theirs along.
@@ -77,14 +84,14 @@ pub(crate) async fn cleanup(
 
 /// Removes the records of a job that is complete, and lets others write where no subscription has done so.
 pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
-    let conn = Conn::open(task, "release").await?;
+    let conn = Conn::to_catalog(task, "release").await?;
     let outcome = async {
         keep_out::lift(&conn, task.job).await?;
         keep_out::held(&conn, task.job).await?;
         ledger::forget(task, &conn).await
     };
     let outcome = outcome.await;
-    conn.session.close().await;
+    conn.give_back().await;
     outcome
 }
 

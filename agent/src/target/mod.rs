@@ -2,7 +2,8 @@
 //!
 //! In a job's order: [`prepare`] (schema created or checked, indexes deferred) → `formats` and `ledger`
 //! (what to fetch, and how) → rows → [`build_indexes`], [`build_constraints`] → [`subscribe`] → [`finish`]
-//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
+//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time. While the node follows then:
+//! [`raise_sequences`].
 //!
 //! Idempotent by job. Nothing here decides what a job does next or talks to another node.
 
@@ -12,6 +13,7 @@ mod existing;
 mod finish;
 mod indexes;
 mod prepare;
+mod sequences;
 mod sync;
 
 pub(crate) use cleanup::{cleanup, release};
@@ -20,6 +22,7 @@ pub(crate) use indexes::build_indexes;
 pub(crate) use prepare::{
     Dumps, PrepareRequest, SchemaRequest, match_schema, prepare, prepare_again,
 };
+pub(crate) use sequences::raise_sequences;
 
 pub(crate) use crate::deferred::build::build_constraints;
 pub(crate) use crate::part::ledger::totals;

@@ -11,10 +11,12 @@ mod verify;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use steep_protocol::NodeId;
+use steep_protocol::units::parse_duration;
 
 pub(crate) use choices::SchemaChoice;
 pub(crate) use events::{EventsArgs, Level};
@@ -120,6 +122,8 @@ Examples:
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
+    /// End a node's replication for good; tables and rows stay on it
+    Detach(DetachArgs),
     /// Read a node once into a store; list, verify and delete what is stored
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -136,6 +140,33 @@ Examples:
         /// The shell
         shell: Shell,
     },
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl detach --node node_b --dry-run
+  steep-repl detach --node node_b --wait --yes")]
+pub(crate) struct DetachArgs {
+    /// The node
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: NodeId,
+    /// First wait until it has applied everything written before this command
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait at most; nothing is changed if that does not suffice
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Also without its source: what it leaves there is removed when that is back
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) force: bool,
+    /// Show what would be dropped and what is not applied yet, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Don't ask for confirmation
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 /// `nodes`.

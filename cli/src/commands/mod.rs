@@ -2,6 +2,7 @@
 
 mod certs;
 mod completions;
+mod detach;
 mod doctor;
 mod events;
 mod init;
@@ -95,6 +96,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             last_report: true,
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
+        Command::Detach(args) => detach::run(args, &context).await,
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,
         Command::Snapshot(command) => snapshot::run(command, &context).await,

@@ -84,6 +84,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
+            | ApiReply::DetachPlan(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)

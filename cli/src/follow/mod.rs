@@ -217,6 +217,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
+            | ApiReply::DetachPlan(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)

@@ -4,6 +4,7 @@
 pub(crate) mod adjusted;
 pub(crate) mod audit;
 pub(crate) mod certificate;
+pub(crate) mod detach;
 pub(crate) mod events;
 pub(crate) mod findings;
 pub(crate) mod json;

@@ -90,6 +90,16 @@ pub(crate) fn status(
         );
         lines.push(("loaded", text));
     }
+    if let Some(detached) = &node.detached {
+        let text = format!(
+            "from {} since {:.0}, by {}; its rows are its own",
+            detached.source_node,
+            detached.detached_at,
+            clean(&detached.operator)
+        );
+        lines.push(("detached", text));
+    }
+    lines.extend(sequences(node));
     if let Some(progress) = node.progress {
         lines.push(("progress", units::percent(progress)));
     }
@@ -130,6 +140,18 @@ pub(crate) fn status(
         None => paint.bold(id),
     };
     format!("{head}\n{}", pairs(&lines, 2, paint))
+}
+
+/// When its sequences were last set to its source's.
+fn sequences(node: &NodeView) -> Option<(&'static str, String)> {
+    let known = node.sequences.as_ref()?;
+    let at = known.set_at?;
+    let count = match known.followed {
+        0 => String::new(),
+        followed => format!("{} ", units::count(followed)),
+    };
+    let text = format!("{count}set to the source's at {at:.0}");
+    Some(("sequences", text))
 }
 
 /// When its last job began and, if it succeeded, ended; under a label that is true of its state.

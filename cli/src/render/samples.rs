@@ -44,6 +44,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         subscription_name: None,
         needs_init: false,
         loaded: None,
+        detached: None,
+        sequences: None,
     }
 }
 

@@ -170,7 +170,7 @@ async fn cancelled(
     drain(node, asked, |_| ControlFlow::Continue(())).await?;
     let rows = match data {
         CancelledData::Remove => "what the job made is removed",
-        CancelledData::Keep => "its tables and rows are kept",
+        CancelledData::Keep | CancelledData::Detach => "its tables and rows are kept",
     };
     Ok(format!("{node} is uninitialized; {rows}"))
 }

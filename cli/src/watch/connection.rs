@@ -219,6 +219,7 @@ impl ConnectionTask {
             | ApiReply::Captured { .. }
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
+            | ApiReply::DetachPlan(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Verified(_)

@@ -68,6 +68,7 @@ impl FakeAgent {
             max_workers: 4,
             spool: None,
             seat: Seat(1),
+            sequence_interval_seconds: 0,
         });
         sender.send(&register).await?;
         let interval = ReportInterval::default();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::adjust::{Adjustment, MaxRate};
 use steep_protocol::message::agent::CoordinatorMessage;
-use steep_protocol::message::api::{Afterwards, AuditView, InitRequest, Order};
+use steep_protocol::message::api::{AbsentSource, Afterwards, AuditView, InitRequest, Order};
 use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
@@ -53,6 +53,7 @@ impl AuditEntry {
             Order::DropPrepared { node, .. } => ("init.prepare", node),
             Order::Rebuild { node } => ("init.rebuild", node),
             Order::Adjust { node, .. } => ("init.adjust", node),
+            Order::Detach(spec) => ("detach", &spec.node),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             Order::Verify(spec) => ("verify", &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
@@ -62,6 +63,14 @@ impl AuditEntry {
         let arguments = match order {
             Order::Init(_) | Order::Rebuild { .. } => Vec::new(),
             Order::Adjust { change, .. } => adjust_arguments(*change),
+            Order::Detach(spec) => {
+                let wait = spec
+                    .wait_seconds
+                    .map(|seconds| ("wait", format!("{seconds}s")));
+                let force =
+                    (spec.absent == AbsentSource::LeaveBehind).then(|| ("force", true.to_string()));
+                wait.into_iter().chain(force).collect()
+            }
             Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
             Order::GiveUp { data, .. } => {
                 vec![

@@ -7,7 +7,7 @@ use steep_protocol::message::agent::{
     Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
     RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
-use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{Lsn, NodeId, PartNo, limits};
 
@@ -111,13 +111,21 @@ impl<S: Store> Driver<S> {
             Work::ProveSource => SourceCommand::Prove.into(),
             Work::ReleaseTarget => TargetCommand::Release.into(),
             Work::ReleaseSource => SourceCommand::Release.into(),
-            Work::CleanupTarget(data) => {
-                let earlier = earlier();
-                TargetCommand::Cleanup { data, earlier }.into()
-            }
+            Work::CleanupTarget(data) => self.clean_target(job, data).into(),
             Work::CleanupSource => clean_source(job).into(),
         };
         (command, parallel)
+    }
+
+    fn clean_target(&self, job: &Job, data: CancelledData) -> TargetCommand {
+        let source = &job.spec.source;
+        // Without its agent nobody can be asked.
+        let asks = data == CancelledData::Detach && self.registry.is_online(source);
+        TargetCommand::Cleanup {
+            data,
+            earlier: job.earlier.clone(),
+            sequences: asks.then(|| self.peer(source)),
+        }
     }
 
     fn open_command(&self, job: &Job, parallel: u8) -> Command {

@@ -51,7 +51,8 @@ impl<S: Store> Driver<S> {
         }
         let concerned = self.nodes.values().filter(|record| {
             let own = record.id == *observer || record.source.as_ref() == Some(observer);
-            follows(record.state) && own
+            // One that is being detached is its job's.
+            follows(record.state) && own && self.live_job(&record.id).is_none()
         });
         let concerned: Vec<NodeRecord> = concerned.cloned().collect();
         for record in concerned {

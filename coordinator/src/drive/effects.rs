@@ -4,51 +4,18 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
-use steep_protocol::message::api::{Afterwards, ApiReply};
-use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::api::{Afterwards, ApiReply, DetachedFrom};
 use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::snapshot::LoadedSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
-use super::epochs::table_sum;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
-use super::{Answer, Driver, Live, Ticket, span};
+use super::{Answer, Driver, Ticket, span};
 use crate::job::machine::{Effect, Finish, JobEvent};
 use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
-use crate::store::{Columns, Store, TableSum, Write};
-
-/// Maximum number of findings of one command that are logged.
-const FINDINGS_LOGGED: usize = 200;
-
-/// The code of findings about differences between schemas.
-const SCHEMA_MISMATCH: &str = "schema_mismatch";
-
-/// The code of findings about statements that schema sync has run.
-const SYNC_APPLIED: &str = "schema_sync_applied";
-
-impl Live {
-    /// What its target has got without replication.
-    fn loaded(&self, now: Timestamp) -> Option<LoadedSnapshot> {
-        let stored = self.job.stored.as_ref()?;
-        Some(LoadedSnapshot {
-            snapshot_id: stored.snapshot,
-            job_id: self.job.id,
-            source_node: self.job.spec.source.clone(),
-            lsn: stored.lsn,
-            rows: self.copied.counted().done.rows.0,
-            loaded_at: now,
-        })
-    }
-
-    /// Sums of each table with completed parts.
-    pub(super) fn table_sums(&self) -> Vec<TableSum> {
-        let begun = self.copied.tables().iter().filter(|t| t.done > 0);
-        begun.map(table_sum).collect()
-    }
-}
+use crate::store::{Columns, Store, Write};
 
 impl<S: Store> Driver<S> {
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
@@ -149,6 +116,14 @@ impl<S: Store> Driver<S> {
         let note = Note::info("init.state_change", "").job(&live.job);
         let accepted_at = live.job.accepted_at;
         let risks = preflight::risks(&live.job.warnings);
+        let detached = (event == NodeEvent::Detached).then(|| {
+            let from = DetachedFrom {
+                source_node: source.clone(),
+                detached_at: now,
+                operator: live.job.cancelled_by.clone().unwrap_or_default(),
+            };
+            (from, live.left_on_source())
+        });
         let loaded = match event {
             NodeEvent::Loaded => live.loaded(now),
             _ => None,
@@ -172,6 +147,7 @@ impl<S: Store> Driver<S> {
                 record.error_message = None;
                 record.missing = MissingObjects::default();
                 record.loaded = None;
+                record.detached = None;
                 record.forget_following();
             }
             NodeState::Synchronized => {
@@ -191,6 +167,9 @@ impl<S: Store> Driver<S> {
                     record.missing = MissingObjects::default();
                 }
                 record.loaded = loaded;
+                let (from, left) = detached.unzip();
+                record.detached = from;
+                record.left.extend(left.into_iter().flatten());
             }
             NodeState::Copying
             | NodeState::CatchingUp
@@ -234,77 +213,6 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    fn found(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
-        self.schema_synced(id, findings, now);
-        let single = |finding: &&Finding| finding.code != SYNC_APPLIED;
-        let rest = findings.iter().filter(single).count();
-        for finding in findings.iter().filter(single).take(FINDINGS_LOGGED) {
-            let Some(live) = self.jobs.get(&id) else {
-                return;
-            };
-            let level = match finding.severity {
-                Severity::Info => Level::Info,
-                Severity::Warning => Level::Warn,
-                Severity::Error => Level::Error,
-            };
-            let event = match finding.code.as_str() {
-                SCHEMA_MISMATCH => "schema.mismatch_detected",
-                preflight::NO_ROOM => "snapshot.not_spooled",
-                _ => "init.finding",
-            };
-            let mut note = Note::new(level, event, finding.what.clone())
-                .job(&live.job)
-                .field("code", &finding.code)
-                .field("why", &finding.why)
-                .field("hint", &finding.fix);
-            if let Some(node) = &finding.node {
-                note = note.field("found_on", node);
-            }
-            self.log(note, now);
-        }
-        let rest = rest.saturating_sub(FINDINGS_LOGGED);
-        if let Some(live) = self.jobs.get(&id).filter(|_| rest > 0) {
-            let text = format!("{rest} more findings are not logged");
-            let note = Note::warn("init.finding", text).job(&live.job);
-            self.log(note, now);
-        }
-    }
-
-    /// Logs one event for all statements of schema sync. Each statement is a finding in the job's
-    /// report.
-    fn schema_synced(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
-        let applied = findings.iter().filter(|f| f.code == SYNC_APPLIED).count();
-        let Some(live) = self.jobs.get(&id).filter(|_| applied > 0) else {
-            return;
-        };
-        let spec = &live.job.spec;
-        let text = format!(
-            "{applied} statements made the schema of {} like that of {}",
-            spec.target, spec.source
-        );
-        let note = Note::info("schema.sync_applied", text)
-            .job(&live.job)
-            .field("statements", applied);
-        self.log(note, now);
-    }
-
-    /// Logs that schemas differ, if that was found only when the target was prepared. Differences that
-    /// preflight finds are logged one by one.
-    fn schema_differs(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
-        let Some(live) = self.jobs.get(&id) else {
-            return;
-        };
-        let told = live.job.warnings.iter().any(|f| f.code == SCHEMA_MISMATCH);
-        if fault.kind != FaultKind::SchemaMismatch || told {
-            return;
-        }
-        let note = Note::new(Level::Error, "schema.mismatch_detected", fault.to_string())
-            .job(&live.job)
-            .field("code", SCHEMA_MISMATCH)
-            .field("hint", &fault.hint);
-        self.log(note, now);
-    }
-
     fn cleanup_failed(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
@@ -343,7 +251,7 @@ impl<S: Store> Driver<S> {
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let given_up = !live.left_on.is_empty();
-        let left = std::mem::take(&mut live.given_up);
+        let mut left = std::mem::take(&mut live.given_up);
         let counted = live.copied.counted().done;
         let seconds = live.job.elapsed_seconds(now);
         let (fault, note) = match finish {
@@ -370,6 +278,15 @@ impl<S: Store> Driver<S> {
                 let note = Note::new(Level::Error, "init.failed", fault.to_string());
                 let note = note.field("hint", &fault.hint);
                 (Some(fault), note)
+            }
+            Finish::Cancelled(CancelledData::Detach) => {
+                let (target, source) = (&live.job.spec.target, &live.job.spec.source);
+                let text = format!(
+                    "{target} no longer follows {source}, detached by {operator}; its tables and rows are its own"
+                );
+                left = Self::detach_left(&live.job, left);
+                let note = Note::info("node.detached", text.clone()).field("operator", &operator);
+                (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }
             Finish::Cancelled(data) => {
                 let what = cancelled(data, completed, given_up);
@@ -483,7 +400,7 @@ fn cancelled(data: CancelledData, completed: bool, given_up: bool) -> &'static s
         (false, true, _) => {
             "slot, publication and subscription are removed; tables, rows and settings stay"
         }
-        (false, false, CancelledData::Keep) => {
+        (false, false, CancelledData::Keep | CancelledData::Detach) => {
             "slot, publication and subscription are removed; tables and rows are kept"
         }
         (false, false, CancelledData::Remove) => "everything that the job created is removed",

@@ -141,6 +141,8 @@ pub struct Follows {
     pub wal_held: u64,
     /// Whether it is connected.
     pub active: bool,
+    /// When its sequences were last set to the source's, in seconds since 1970.
+    pub sequences_set: Option<i64>,
 }
 
 /// The snapshots of one source.
@@ -243,6 +245,11 @@ impl<S: Store> Driver<S> {
                     lag: slot.lag.0,
                     wal_held: slot.wal_held.0,
                     active: slot.active,
+                    sequences_set: view
+                        .sequences
+                        .as_ref()
+                        .and_then(|known| known.set_at)
+                        .map(Timestamp::as_second),
                 }),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
+use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
 use steep_protocol::message::handover::{
     CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
@@ -16,8 +17,8 @@ use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, Ta
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::log::Note;
-use super::query::Purpose;
-use super::{Driver, Ticket};
+use super::query::{Next, Purpose};
+use super::{Answer, Driver, Ticket};
 use crate::job::handover::{self, Handover};
 use crate::job::{Job, Running, Stage, Work, preflight};
 use crate::store::Store;
@@ -141,6 +142,46 @@ impl<S: Store> Driver<S> {
         {
             slot.state = PreparedState::Waiting;
         }
+    }
+
+    /// The source was looked at: the slot follows, if nothing speaks against it.
+    pub(super) fn looked_before_prepare(
+        &mut self,
+        spec: PrepareSpec,
+        facts: &SourceFacts,
+        ticket: Ticket,
+    ) -> Next {
+        match judge_prepare(&spec.node, facts) {
+            Ok(findings) => {
+                let expires_seconds = spec.expires_seconds;
+                let command = SourceCommand::PrepareSlot { expires_seconds };
+                Some((
+                    spec.node,
+                    command.into(),
+                    Purpose::Prepare(findings, ticket),
+                ))
+            }
+            Err(fault) => {
+                self.answer(ticket, Err(fault));
+                None
+            }
+        }
+    }
+
+    /// The slot is there.
+    pub(super) fn prepared(
+        &mut self,
+        target: &NodeId,
+        (slot, findings): (PreparedSlot, Vec<Finding>),
+        ticket: Ticket,
+        now: Timestamp,
+    ) {
+        self.slot_prepared(target, &slot, now);
+        let target = target.clone();
+        let found = (!findings.is_empty()).then_some(ApiReply::Findings { target, findings });
+        let prepared = ApiReply::Prepared(vec![slot]);
+        let replies = found.into_iter().chain([prepared]).collect();
+        self.answer(ticket, Ok(Answer::Replies(replies)));
     }
 
     /// Adds a prepared slot at once, before the agent's next report.

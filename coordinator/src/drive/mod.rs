@@ -16,11 +16,13 @@ mod carried;
 mod clock;
 mod columns;
 mod compose;
+mod detach;
 mod doctor;
 mod drift;
 mod early;
 mod effects;
 mod epochs;
+mod findings;
 mod following;
 mod gauges;
 mod give_up;
@@ -28,6 +30,7 @@ mod handle;
 mod handover;
 mod jobs;
 mod lineage;
+mod live;
 mod locks;
 mod log;
 mod orders;
@@ -39,6 +42,7 @@ mod restore;
 mod resume;
 mod room;
 mod schema;
+mod sequences;
 mod snapshots;
 mod span;
 mod stored_check;
@@ -59,12 +63,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
-use steep_protocol::message::api::{Afterwards, AuditView, EndView, ProgressSample};
-use steep_protocol::{CommandId, Fault, JobId, NodeId, SnapshotId, TableNo};
+use steep_protocol::message::api::AuditView;
+use steep_protocol::{Fault, JobId, NodeId, SnapshotId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::live::Live;
 use self::ticket::Ticket;
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges, SourceGauges};
 pub use handle::{
@@ -73,15 +78,11 @@ pub use handle::{
 pub use reachability::UNSEEN_GRACE;
 
 use crate::admission::Admission;
-use crate::job::copy_progress::CopyProgress;
-use crate::job::health::{Bounds, JobHealth};
-use crate::job::locks::JobLocks;
+use crate::job::health::Bounds;
 use crate::job::machine::{Parting, Rules};
-use crate::job::progress::Meter;
-use crate::job::report::Slowest;
+use crate::job::preflight;
 use crate::job::retry::Patience;
 use crate::job::time::after;
-use crate::job::{Job, Side, preflight};
 use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
 use clock::Clock;
@@ -104,44 +105,6 @@ const PARTS_EVERY: Duration = Duration::from_secs(2);
 
 /// By default, how long columns must differ before that is drift: time to change one end, then the other.
 pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
-
-/// A job in memory: running, kept after a failure, or being cleaned up.
-struct Live {
-    job: Job,
-    copied: CopyProgress,
-    health: JobHealth,
-    locks: JobLocks,
-    meter: Meter,
-    feed: watch::Sender<Feed>,
-    /// Whether somebody watches it in full.
-    lease: watchers::Lease,
-    /// Operators waiting for the end of a cancel.
-    waiting: Vec<Ticket>,
-    /// When the tables being copied were started.
-    began: BTreeMap<TableNo, Timestamp>,
-    /// Tables that took longest.
-    slowest: Slowest,
-    /// Its last Copy command, and the workers of that.
-    copy: Option<CommandId>,
-    workers: u8,
-    /// How it ended, once it has.
-    end: Option<Arc<EndView>>,
-    /// What was given up, a sentence each.
-    given_up: Vec<String>,
-    /// The sides on which something was given up.
-    left_on: Vec<Side>,
-    /// Whether to forget its node once the job is closed.
-    afterwards: Afterwards,
-    /// The last error of a cleanup, by side. Cleanups are retried; only another error is logged.
-    complaints: Vec<(Side, String)>,
-    /// When its target last reported copy progress.
-    heard: Timestamp,
-    published: Timestamp,
-    mirrored: Timestamp,
-    sampled: Timestamp,
-    /// Its progress over time, as in the store.
-    history: Vec<ProgressSample>,
-}
 
 /// Why a turn happens.
 enum Wake {
@@ -205,8 +168,12 @@ pub struct Driver<S> {
     unknown: BTreeMap<(NodeId, String), unknown_slots::Unknown>,
     /// The health of nodes that follow.
     following: BTreeMap<NodeId, following::Following>,
+    /// The sequences of nodes that follow.
+    sequences: BTreeMap<NodeId, sequences::Kept>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
+    /// When to try again to remove what was left behind on these sources.
+    left_again: BTreeMap<NodeId, Timestamp>,
     /// Draws a job's id. A parameter, so that a simulation can be repeated.
     draw_id: fn() -> JobId,
     next_command: u64,
@@ -282,7 +249,9 @@ impl<S: Store> Driver<S> {
             swept: BTreeMap::new(),
             unknown: BTreeMap::new(),
             following: BTreeMap::new(),
+            sequences: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
+            left_again: BTreeMap::new(),
             draw_id: || JobId(rand::random()),
             next_command: loaded.next_command,
             next_event: loaded.next_event,
@@ -397,6 +366,8 @@ impl<S: Store> Driver<S> {
         if second {
             self.tick_reachability(now);
             self.tick_unknown_slots(now);
+            self.tick_left(now);
+            self.tick_sequences(now);
         }
         self.tick_audit(now);
         self.tick_snapshots(now);

@@ -47,6 +47,18 @@ impl<S: Store> Driver<S> {
         let one = |job: Option<JobId>| job.into_iter().collect();
         let begun: Result<Vec<JobId>, Fault> = match order {
             Order::Init(request) => self.init(request, by, ticket, now),
+            Order::Cancel {
+                data: CancelledData::Detach,
+                ..
+            }
+            | Order::GiveUp {
+                data: CancelledData::Detach,
+                ..
+            } => {
+                let text =
+                    "a cancel removes or keeps rows; a node is detached by an order of its own";
+                Err(Fault::new(FaultKind::BadRequest, text))
+            }
             Order::Cancel { node, data } => self.cancel(&node, data, by, ticket, now).map(one),
             Order::GiveUp {
                 node,
@@ -64,6 +76,7 @@ impl<S: Store> Driver<S> {
             Order::Capture { node, peer } => {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
+            Order::Detach(spec) => self.detach(spec, by, ticket, now).map(one),
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
             Order::Generate(spec) => self.generate(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::DeleteSnapshot { snapshot, force } => self
@@ -218,7 +231,19 @@ impl<S: Store> Driver<S> {
             self.answer(ticket, Ok(Answer::Replies(Vec::new())));
             return Ok(job);
         };
-        let mut note = Note::info("init.cancel_requested", format!("by {operator}")).node(node);
+        let note = Note::info("init.cancel_requested", format!("by {operator}"));
+        self.cancel_job(id, data, (note, operator, ticket), now)?;
+        Ok(Some(id))
+    }
+
+    /// Cancels a job in memory, on behalf of an operator who waits for its end.
+    pub(super) fn cancel_job(
+        &mut self,
+        id: JobId,
+        data: CancelledData,
+        (mut note, operator, ticket): (Note, &str, Ticket),
+        now: Timestamp,
+    ) -> Result<(), Fault> {
         if let Some(live) = self.jobs.get_mut(&id) {
             note = note.job(&live.job);
             // Stored with the job, so that it is known after a restart.
@@ -228,15 +253,16 @@ impl<S: Store> Driver<S> {
         }
         self.log(note.field("operator", operator), now);
         if let Err(refused) = self.step(id, JobEvent::Cancel { data }, now) {
-            let fault = Fault::new(FaultKind::Failed, refused.to_string()).on(node);
+            let mut fault = Fault::new(FaultKind::Failed, refused.to_string());
             if let Some(live) = self.jobs.get_mut(&id) {
+                fault = fault.on(&live.job.spec.target);
                 self.out.closed.push(id);
                 let waiting = std::mem::take(&mut live.waiting);
                 self.replied(waiting, &Err(fault.clone()));
             }
             return Err(fault);
         }
-        Ok(Some(id))
+        Ok(())
     }
 
     /// Cancels on a node without a job: a failed node without leftovers becomes uninitialized; anything

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use steep_protocol::NodeId;
+use steep_protocol::{NodeId, NodeState};
 
 use super::Driver;
 use super::following::{Cause, Following, Health};
@@ -49,7 +49,10 @@ impl<S: Store> Driver<S> {
             }
         }
         self.out.writes.extend(news);
-        let following = self.nodes.values().filter(|record| follows(record.state));
+        let following = self
+            .nodes
+            .values()
+            .filter(|record| follows(record.state) && self.live_job(&record.id).is_none());
         for record in following.cloned().collect::<Vec<_>>() {
             self.check_reachability(&record, now);
         }
@@ -142,6 +145,11 @@ impl<S: Store> Driver<S> {
             ));
         }
         warnings.extend(self.unknown_warnings(&record.id));
+        if record.state == NodeState::Synchronized
+            && let Some(kept) = self.sequences.get(&record.id)
+        {
+            warnings.extend(kept.view.warning.clone());
+        }
         warnings
     }
 

@@ -89,6 +89,7 @@ impl<S: Store> Driver<S> {
                 let finding = self.find_snapshot(&node, location, ticket, now);
                 return finding.map(|()| None);
             }
+            Query::DetachPlan { node, absent } => self.detach_plan(&node, absent)?,
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

@@ -24,13 +24,15 @@ pub(super) enum After {
     Captured { tables: u64, ticket: Ticket },
     /// Find out whether the node has drifted from that replication's source.
     Drift { replication: JobId },
+    /// Raise the node's sequences to those that its replication covers.
+    Sequences { replication: JobId },
 }
 
 impl After {
     pub(super) fn replicated(&self) -> Option<JobId> {
         match self {
             Self::Captured { .. } => None,
-            Self::Drift { replication } => Some(*replication),
+            Self::Drift { replication } | Self::Sequences { replication } => Some(*replication),
         }
     }
 }

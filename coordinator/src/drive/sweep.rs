@@ -222,6 +222,7 @@ impl<S: Store> Driver<S> {
             Side::Target => Command::from(TargetCommand::Cleanup {
                 data: sweep.data,
                 earlier: Vec::new(),
+                sequences: None,
             }),
             Side::Source => Command::from(self.source_removal(&next)),
         };
@@ -307,6 +308,16 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Node(Box::new(record.clone())));
     }
 
+    /// A slot and what belongs to it were removed from that node.
+    pub(super) fn unlist_slot(&mut self, on: &NodeId, replication: &Replication, now: Timestamp) {
+        let step = Removal {
+            on: on.clone(),
+            replication: replication.clone(),
+            side: Side::Source,
+        };
+        self.unlist(&step, now);
+    }
+
     /// The job itself has removed what it made on that side.
     pub(super) fn unlist_job(&mut self, job: &Job, side: Side, now: Timestamp) {
         let on = side.node(&job.spec).clone();
@@ -387,7 +398,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// What a removed slot is remembered by: jobs from one snapshot share the replication's id.
-fn swept_id(replication: &Replication) -> JobId {
+pub(super) fn swept_id(replication: &Replication) -> JobId {
     let owner = SlotOwner::of(replication.slot.as_str());
     owner.and_then(SlotOwner::job).unwrap_or(replication.id)
 }

@@ -120,10 +120,17 @@ impl<S: Store> Driver<S> {
                 !(used.contains(&job)
                     || self.is_snapshot(job)
                     || self.is_asking(job)
+                    || self.is_left(slot)
                     || self.nodes.values().any(|other| needs(other, slot, job)))
             }
         };
         own.filter(unknown).collect()
+    }
+
+    /// Whether a node has left that slot when it was detached: it is removed without being named.
+    fn is_left(&self, slot: &str) -> bool {
+        let mut left = self.nodes.values().flat_map(|record| &record.left);
+        left.any(|left| left.replication.slot.as_str() == slot)
     }
 
     /// Templates and copies on that node whose snapshot and job nobody knows, and that nobody uses.

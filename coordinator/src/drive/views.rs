@@ -94,6 +94,12 @@ impl<S: Store> Driver<S> {
                 .map(|job| ReplicationNames(job).name()),
             needs_init: record.lost.is_some(),
             loaded: record.loaded.clone(),
+            detached: record.detached.clone(),
+            sequences: self
+                .sequences
+                .get(&record.id)
+                .filter(|_| record.state == NodeState::Synchronized)
+                .map(|kept| kept.view.clone()),
         }
     }
 

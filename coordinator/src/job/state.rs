@@ -46,11 +46,13 @@ pub enum NodeEvent {
     Cancelled,
     /// The node is a replica made by a job that this coordinator does not know.
     Adopted,
+    /// An operator ended its replication for good; its rows are its own.
+    Detached,
 }
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
@@ -62,6 +64,7 @@ impl NodeEvent {
         Self::Failed,
         Self::Cancelled,
         Self::Adopted,
+        Self::Detached,
     ];
 }
 
@@ -97,6 +100,8 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
             | S::Preparing
             | S::Copying
             | S::CatchingUp
+            // A detach that cannot finish.
+            | S::Synchronized
             | S::Diverged
             | S::Reinitializing,
             NodeEvent::Failed,
@@ -105,7 +110,8 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
             S::Preparing | S::Copying | S::CatchingUp | S::Reinitializing | S::Failed,
             NodeEvent::Cancelled,
         )
-        | (S::Copying, NodeEvent::Loaded) => Ok(S::Uninitialized),
+        | (S::Copying, NodeEvent::Loaded)
+        | (S::Synchronized | S::Diverged | S::Failed, NodeEvent::Detached) => Ok(S::Uninitialized),
         (
             S::Uninitialized
             | S::Preparing
@@ -144,9 +150,12 @@ mod tests {
         (S::CatchingUp, S::Uninitialized),
         (S::Synchronized, S::Diverged),
         (S::Synchronized, S::Reinitializing),
+        (S::Synchronized, S::Failed),
+        (S::Synchronized, S::Uninitialized),
         (S::Diverged, S::Synchronized),
         (S::Diverged, S::Reinitializing),
         (S::Diverged, S::Failed),
+        (S::Diverged, S::Uninitialized),
         (S::Failed, S::Uninitialized),
         (S::Failed, S::Reinitializing),
         (S::Failed, S::Preparing),

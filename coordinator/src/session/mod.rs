@@ -288,6 +288,7 @@ mod tests {
             max_workers: 4,
             spool: None,
             seat: Seat(1),
+            sequence_interval_seconds: 0,
         }
     }
 

@@ -229,11 +229,7 @@ impl Snapshot {
             }
             (_, _, Err(fault)) => self.failed(fault, budget, now, out),
             (_, _, Ok(_)) => {
-                let text = "the agent's answer does not match the command";
-                let fault = Fault::new(FaultKind::Failed, text)
-                    .on(&self.spec.source)
-                    .hint("run the same version on the coordinator and on all agents");
-                self.give_up(fault, now, out);
+                self.give_up(Fault::unexpected_answer(&self.spec.source), now, out);
             }
         }
     }

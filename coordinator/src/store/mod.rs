@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
-use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::api::{AuditView, DetachedFrom, EndView, EventView, ProgressSample};
 use steep_protocol::message::handover::{Replication, SlotName};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
@@ -170,10 +170,25 @@ pub struct NodeRecord {
     /// What was loaded into it without replication, where its last job did that.
     #[serde(default)]
     pub loaded: Option<LoadedSnapshot>,
+    /// From whom it was detached, if nothing has happened to its rows since.
+    #[serde(default)]
+    pub detached: Option<DetachedFrom>,
+    /// What it left on sources that were away when it was detached.
+    #[serde(default)]
+    pub left: Vec<LeftBehind>,
     /// Its database's identity, its subscriptions and traces of jobs, as last reported by its agent.
     pub lineage: Option<Box<Lineage>>,
     /// Since when it cannot be observed.
     pub unseen_since: Option<Timestamp>,
+}
+
+/// A slot with its publication that a node has left on a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftBehind {
+    /// The source.
+    pub source: NodeId,
+    /// What replicated from there.
+    pub replication: Replication,
 }
 
 /// How the columns of a synchronized node may differ from its source's without being drift.
@@ -221,6 +236,8 @@ impl NodeRecord {
             complete: Vec::new(),
             appeared: Vec::new(),
             loaded: None,
+            detached: None,
+            left: Vec::new(),
             lineage: None,
             unseen_since: None,
         }

@@ -22,6 +22,7 @@ pub(crate) fn registration() -> AgentMessage {
         max_workers: 4,
         spool: None,
         seat: Seat(1),
+        sequence_interval_seconds: 0,
     })
 }
 

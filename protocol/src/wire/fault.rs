@@ -105,7 +105,8 @@ impl Fault {
     pub fn unexpected_answer(from: &NodeId) -> Self {
         let text = format!("the agent of {from} sent an unexpected answer");
         Self::new(FaultKind::Failed, text)
-            .hint("the two agents may be of different versions: upgrade the older one")
+            .on(from)
+            .hint("run the same version on the coordinator and on all agents")
     }
 
     /// Sets the next step.

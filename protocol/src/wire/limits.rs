@@ -55,6 +55,9 @@ pub const PARTS_MAX: u32 = 4_000_000;
 /// Names listed in a preflight finding or in facts; more are only counted.
 pub const LISTED_MAX: usize = 100;
 
+/// Sequences named in a warning; more are only counted.
+pub const SEQUENCES_NAMED: usize = 10;
+
 /// Samples of one job's progress that are kept and shown: one every ten seconds for an hour, and as
 /// many for all the time before.
 pub const SAMPLES_MAX: usize = 720;

@@ -16,7 +16,9 @@ use serde_json::{Map, Value, json};
 use steep_certs::CertificateInfo;
 use steep_protocol::message::adjust::Adjusted;
 use steep_protocol::message::agent::Rebuilt;
-use steep_protocol::message::api::{AuditView, EndView, EventView, NodeView, ProgressView};
+use steep_protocol::message::api::{
+    AuditView, DetachPlan, EndView, EventView, NodeView, ProgressView,
+};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::{Method, SchemaMode};
@@ -328,6 +330,23 @@ pub(crate) fn unfollowed(fault: &Fault, target: &NodeId, job: Option<JobId>) -> 
 /// A node whose job was cancelled.
 pub(crate) fn cancelled(node: &NodeId) -> Value {
     json!({ "event": "init.cancelled", "node_id": node, "state": NodeState::Uninitialized })
+}
+
+/// What a detach would do.
+pub(crate) fn detach_plan(plan: &DetachPlan) -> Value {
+    joined(json!({ "event": "detach.plan" }), plan)
+}
+
+/// A node that was detached, and what stays where.
+pub(crate) fn detached_from(plan: &DetachPlan, left: &[String]) -> Value {
+    json!({
+        "event": "node.detached",
+        "node_id": plan.node_id,
+        "source_node": plan.source_node,
+        "state": NodeState::Uninitialized,
+        "already": plan.detached_at.is_some(),
+        "left": left,
+    })
 }
 
 /// A node that was given up, as it is now, and what stays on servers that could not be reached.

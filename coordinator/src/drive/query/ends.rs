@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::{After, AgentQuery, Course, Purpose};
+use super::{After, AgentQuery, Course, Pair, Purpose};
 use crate::drive::Driver;
 use crate::drive::stored_check::was_not_looked_at;
 use crate::drive::verify::Verification;
@@ -50,7 +50,14 @@ impl<S: Store> Driver<S> {
             Purpose::AdmitVerify(verification) | Purpose::Verify(verification) => {
                 self.verify_failed(&verification, fault, now);
             }
+            Purpose::RaiseSequences(node)
+            | Purpose::Admit(Pair { node, .. }, After::Sequences { .. })
+            | Purpose::Compare(Pair { node, .. }, After::Sequences { .. }) => {
+                self.sequences_failed(&node, &fault, now);
+            }
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
+            Purpose::AwaitBeforeDetach(detaching) => self.not_waited(*detaching, fault, now),
+            Purpose::RemoveLeft(node, left) => Self::left_stays(&node, &left, &fault),
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
@@ -91,7 +98,10 @@ impl<S: Store> Driver<S> {
         job: JobId,
         now: Timestamp,
     ) -> Option<&Verification> {
-        let own = |query: &&mut AgentQuery| query.asks_as(job) && query.course.on == *node;
+        // Whoever waits for something else has set a limit of their own.
+        let own = |query: &&mut AgentQuery| {
+            query.verification().is_some() && query.asks_as(job) && query.course.on == *node
+        };
         let query = self.queries.iter_mut().find(own)?;
         query.course.give_up = after(now, query.course.limit);
         query.verification()

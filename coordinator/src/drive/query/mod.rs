@@ -15,20 +15,20 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
-use steep_protocol::message::handover::{PrepareSpec, PreparedSlot, Replication};
+use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
+use super::detach::Detaching;
 use super::doctor::Look;
-use super::handover::judge_prepare;
 use super::schema::{After, Pair, admit};
 use super::stored_check::StoredLook;
 use super::sweep::Sweep;
 use super::verify::Verification;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
-use crate::store::Store;
+use crate::store::{LeftBehind, Store};
 
 /// Maximum number of concurrent queries, not counting those of doctors.
 const QUERIES_MAX: usize = 64;
@@ -97,12 +97,18 @@ pub(super) enum Purpose {
     DropPrepared(Ticket),
     /// Retry missing objects.
     Rebuild(Ticket),
+    /// Raise that node's sequences.
+    RaiseSequences(NodeId),
     /// Permit the node to compare rows with its peer, before it does.
     AdmitVerify(Box<Verification>),
     /// Compare rows.
     Verify(Box<Verification>),
     /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
+    /// Wait until a node has applied what was written, before it is detached.
+    AwaitBeforeDetach(Box<Detaching>),
+    /// Remove what a detached node has left on its source.
+    RemoveLeft(NodeId, Box<LeftBehind>),
 }
 
 /// The next command, if any: its node, the command and its purpose.
@@ -133,7 +139,10 @@ impl Purpose {
             | Self::DropPrepared(_)
             | Self::AdmitVerify(_)
             | Self::Verify(_)
-            | Self::Sweep(_) => "",
+            | Self::Sweep(_)
+            | Self::AwaitBeforeDetach(_)
+            | Self::RaiseSequences(_)
+            | Self::RemoveLeft(..) => "",
         }
     }
 }
@@ -150,6 +159,15 @@ impl AgentQuery {
             return false;
         };
         pair.node == *of && matches!(after, After::Drift { .. })
+    }
+
+    /// Whether it raises the sequences of that node.
+    pub(super) fn raises(&self, of: &NodeId) -> bool {
+        match &self.purpose {
+            Purpose::RaiseSequences(node) => node == of,
+            Purpose::Admit(pair, After::Sequences { .. }) => pair.node == *of,
+            _ => false,
+        }
     }
 
     /// Whether it retries missing objects on that node.
@@ -239,6 +257,14 @@ impl<S: Store> Driver<S> {
             admitted: None,
         };
         self.send_next(course, on.clone(), command, purpose, now);
+    }
+
+    /// Gives the query that was begun last another limit.
+    pub(super) fn limit_query(&mut self, limit: Duration, now: Timestamp) {
+        if let Some(query) = self.queries.last_mut() {
+            query.course.limit = limit;
+            query.course.give_up = after(now, limit);
+        }
     }
 
     /// Sends a query's next command.
@@ -332,6 +358,15 @@ impl<S: Store> Driver<S> {
             (Purpose::Capture { peer, ticket }, Outcome::Captured { tables }) => {
                 return self.captured(course, peer, (tables, ticket));
             }
+            (Purpose::Admit(pair, After::Sequences { .. }), Outcome::Done) => {
+                let source = self.peer(&pair.peer);
+                let command = TargetCommand::RaiseSequences { source };
+                let purpose = Purpose::RaiseSequences(pair.node.clone());
+                return Some((pair.node, command.into(), purpose));
+            }
+            (Purpose::RaiseSequences(node), Outcome::SequencesRaised(raised)) => {
+                self.sequences_raised(&node, raised, now);
+            }
             (Purpose::Admit(pair, after), Outcome::Done) => {
                 let command = self.compare(&pair, &after);
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
@@ -344,6 +379,8 @@ impl<S: Store> Driver<S> {
                 After::Drift { replication } => {
                     self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
                 }
+                // Nothing is compared for them.
+                After::Sequences { .. } => {}
             },
             (Purpose::AdmitVerify(verification), Outcome::Done) => {
                 let command = self.verify_command(&verification);
@@ -382,13 +419,14 @@ impl<S: Store> Driver<S> {
             (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
                 self.swept(*sweep, None, now);
             }
+            (Purpose::AwaitBeforeDetach(detaching), Outcome::FencePassed { .. }) => {
+                self.waited(*detaching, now);
+            }
+            (Purpose::RemoveLeft(node, left), Outcome::Done) => {
+                self.left_removed(&node, &left, now);
+            }
             (purpose, _) => {
-                let text = "the agent's answer does not match the command";
-                let hint = "run the same version on the coordinator and on all agents";
-                let fault = Fault::new(FaultKind::Failed, text)
-                    .on(&course.on)
-                    .hint(hint);
-                self.query_failed(purpose, fault, now);
+                self.query_failed(purpose, Fault::unexpected_answer(&course.on), now);
             }
         }
         None
@@ -413,44 +451,6 @@ impl<S: Store> Driver<S> {
         let after = After::Captured { tables, ticket };
         let command = admit(&pair, &after);
         Some((pair.peer.clone(), command, Purpose::Admit(pair, after)))
-    }
-
-    fn looked_before_prepare(
-        &mut self,
-        spec: PrepareSpec,
-        facts: &SourceFacts,
-        ticket: Ticket,
-    ) -> Next {
-        match judge_prepare(&spec.node, facts) {
-            Ok(findings) => {
-                let expires_seconds = spec.expires_seconds;
-                let command = SourceCommand::PrepareSlot { expires_seconds };
-                Some((
-                    spec.node,
-                    command.into(),
-                    Purpose::Prepare(findings, ticket),
-                ))
-            }
-            Err(fault) => {
-                self.answer(ticket, Err(fault));
-                None
-            }
-        }
-    }
-
-    fn prepared(
-        &mut self,
-        target: &NodeId,
-        (slot, findings): (PreparedSlot, Vec<Finding>),
-        ticket: Ticket,
-        now: Timestamp,
-    ) {
-        self.slot_prepared(target, &slot, now);
-        let target = target.clone();
-        let found = (!findings.is_empty()).then_some(ApiReply::Findings { target, findings });
-        let prepared = ApiReply::Prepared(vec![slot]);
-        let replies = found.into_iter().chain([prepared]).collect();
-        self.answer(ticket, Ok(Answer::Replies(replies)));
     }
 
     /// The command that compares the node with its peer.

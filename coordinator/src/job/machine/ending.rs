@@ -60,13 +60,16 @@ impl Turn {
         self.clean_up(ending);
     }
 
-    /// Starts the cleanup of a job that succeeded earlier; its node is shown as FAILED meanwhile.
+    /// Starts the cleanup of a job that succeeded earlier; its node is shown as FAILED meanwhile, unless it is detached.
     pub(super) fn begin_undo(&mut self, data: CancelledData) {
         let ending = Ending {
             why: Why::Cancelled(data),
             stop_by: after(self.now, STOP_LIMIT),
             show_by: after(self.now, SHOW_AFTER_CANCEL),
-            shown: Shown::Failed,
+            shown: match data {
+                CancelledData::Detach => Shown::NotYet,
+                CancelledData::Remove | CancelledData::Keep => Shown::Failed,
+            },
             awaited: Awaited::Operator,
             slot: SlotFate::Removed,
             unreachable: Unreachable::Awaited,
@@ -169,6 +172,10 @@ impl Turn {
             if running.work.side() != side {
                 continue;
             }
+            if running.work == Work::CleanupTarget(CancelledData::Detach) {
+                // The source was cleaned up meanwhile, which ends the permission.
+                self.admit_for_sequences();
+            }
             if running.work.is_cleanup() {
                 self.send(running.id, running.work);
             } else {
@@ -179,6 +186,13 @@ impl Turn {
             }
         }
         self.retry_stuck(side);
+    }
+
+    /// Lets the target ask the source about sequences.
+    fn admit_for_sequences(&mut self) {
+        if self.online(Side::Source) && !self.job.is_busy(Side::Source) {
+            self.issue(Work::Regrant);
+        }
     }
 
     fn retry_stuck(&mut self, side: Side) {
@@ -218,6 +232,9 @@ impl Turn {
             }
         }
         if self.can_clean(Side::Target) {
+            if data == CancelledData::Detach {
+                self.admit_for_sequences();
+            }
             self.issue(Work::CleanupTarget(data));
         }
         let target_first = self.progress_of(Side::Target) == Cleanup::Running
@@ -296,6 +313,7 @@ impl Turn {
     /// What happens to the copied rows. Those of a proved copy stay: the target may have forgotten which they are.
     fn rows_of(&self, why: &Why) -> CancelledData {
         match why {
+            Why::Cancelled(CancelledData::Detach) => CancelledData::Detach,
             _ if self.job.attempt.released => CancelledData::Keep,
             Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
             Why::Cancelled(data) => *data,
@@ -334,8 +352,11 @@ impl Turn {
                 self.close(Closed::Failed(fault));
             }
             Why::Again(_) => self.begin_again(),
-            Why::Cancelled(_) => {
-                self.effects.push(Effect::Node(NodeEvent::Cancelled));
+            Why::Cancelled(data) => {
+                self.effects.push(Effect::Node(match data {
+                    CancelledData::Detach => NodeEvent::Detached,
+                    CancelledData::Remove | CancelledData::Keep => NodeEvent::Cancelled,
+                }));
                 self.effects.push(Effect::Finished(Finish::Cancelled(rows)));
                 self.close(Closed::Cancelled);
             }
@@ -398,9 +419,21 @@ impl Turn {
     /// For each side with something left to remove: what holds that up, and what to do.
     fn pending(&self) -> Vec<(String, String)> {
         let target = &self.job.spec.target;
-        let give_up = format!(
-            "steep-repl init cancel --node {target} --force-cleanup removes what can be reached and gives up the rest"
+        let detaches = matches!(
+            &self.job.stage,
+            Stage::Ending(Ending {
+                why: Why::Cancelled(CancelledData::Detach),
+                ..
+            })
         );
+        let give_up = match detaches {
+            true => format!(
+                "steep-repl detach --node {target} --force goes on without what cannot be reached"
+            ),
+            false => format!(
+                "steep-repl init cancel --node {target} --force-cleanup removes what can be reached and gives up the rest"
+            ),
+        };
         let sides = Side::BOTH.into_iter().filter_map(|side| {
             let node = side.node(&self.job.spec);
             match (&self.job.end(side).residue, self.online(side)) {

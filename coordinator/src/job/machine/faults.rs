@@ -244,10 +244,7 @@ impl Turn {
     }
 
     pub(super) fn unexpected_answer(&self, work: Work) -> Fault {
-        let text = format!("the agent's answer does not fit {}", work.describe());
-        Fault::new(FaultKind::Failed, text)
-            .on(self.node(work))
-            .hint("run the same version on the coordinator and on all agents")
+        Fault::unexpected_answer(self.node(work))
     }
 
     pub(super) fn incomplete_plan(&self) -> Fault {

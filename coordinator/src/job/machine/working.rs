@@ -172,6 +172,7 @@ impl Turn {
                 | Outcome::Sealed(_)
                 | Outcome::Verified(_)
                 | Outcome::Found(_)
+                | Outcome::SequencesRaised(_)
                 | Outcome::Compared(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
@@ -441,11 +442,13 @@ impl Turn {
         })
     }
 
-    /// Undoes the job of a synchronized node.
+    /// Undoes the job of a synchronized node. One that is detached keeps its state until that is done.
     pub(super) fn undo(&mut self, data: CancelledData) {
         self.job.source.residue = Residue::Objects;
         self.job.target.residue = Residue::Objects;
-        self.effects.push(Effect::Node(NodeEvent::Failed));
+        if data != CancelledData::Detach {
+            self.effects.push(Effect::Node(NodeEvent::Failed));
+        }
         self.begin_undo(data);
     }
 }

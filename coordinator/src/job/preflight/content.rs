@@ -198,8 +198,8 @@ fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
             node,
             Text::new(
                 counted(source.sequences, "sequence", "sequences"),
-                "they are set once, at the end, and not replicated",
-                "before the target takes over writes, set them again from the source",
+                "replication does not carry them; they are set at the end, and every minute while the node follows",
+                "end replication with steep-repl detach before the target takes over writes: it sets them a last time",
             ),
         ));
     }

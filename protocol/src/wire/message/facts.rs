@@ -214,7 +214,7 @@ pub struct SourceFacts {
     pub unmatched: Vec<UnmatchedFilter>,
     /// Tables with a column of type `xml`, which a server may be built without.
     pub xml: Listed,
-    /// Sequences, which are set once at the end.
+    /// Sequences, which replication does not carry.
     pub sequences: u64,
     /// Large objects, which are not copied.
     pub large_objects: u64,

@@ -100,6 +100,9 @@ pub enum CancelledData {
     Remove,
     /// Tables and rows (`--keep-data`); dropped indexes are rebuilt.
     Keep,
+    /// Tables and rows, of a replica that stops following for good: they are its own from now on, and its
+    /// sequences are set to the source's.
+    Detach,
 }
 
 /// The requested compression.

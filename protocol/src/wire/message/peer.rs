@@ -126,6 +126,12 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
+    /// How far sequences are used: all that the filter admits, or, if the target was admitted for a replication,
+    /// of those that tables own only the published tables'. Answered with [`PeerReply::SequencesUsed`].
+    FetchSequencesUsed {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -214,6 +220,7 @@ impl PeerRequest {
             | Self::FetchPart { job, .. }
             | Self::FetchSequences { job }
             | Self::FetchStoredSequences { job }
+            | Self::FetchSequencesUsed { job }
             | Self::FetchConninfo { job }
             | Self::FetchSettings { job }
             | Self::MoveTables { job, .. }
@@ -225,6 +232,15 @@ impl PeerRequest {
             | Self::NextPart(NextPart { job, .. }) => *job,
         }
     }
+}
+
+/// How far a source's sequences are used. One that never gave out a value is not among them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SequencesUsed {
+    /// Each with the last value that it gave out.
+    pub values: Vec<(TableName, i64)>,
+    /// Some of those that the agent's role may not read; at most [`crate::limits::SEQUENCES_NAMED`].
+    pub unreadable: Vec<TableName>,
 }
 
 /// The source's answer, one per request unless noted.
@@ -284,6 +300,8 @@ pub enum PeerReply {
         /// Those that are left.
         left: Vec<TableName>,
     },
+    /// How far sequences are used.
+    SequencesUsed(SequencesUsed),
     /// The slot has confirmed everything up to there.
     Passed {
         /// The fence.

@@ -29,6 +29,7 @@ impl Cluster {
             max_workers: 16,
             spool: Some("/spool".to_owned()),
             seat: Seat(n as u64 + 1),
+            sequence_interval_seconds: 0,
         };
         agent.session = Some(Session {
             id: session,

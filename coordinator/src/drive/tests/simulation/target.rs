@@ -90,11 +90,13 @@ impl Cluster {
                 self.forget_ledger(n, job);
                 Ok(Done(Outcome::Done))
             }
-            TargetCommand::Cleanup { data, earlier } => self.clean_target(n, run, *data, earlier),
-            TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
-            TargetCommand::Verify(_) | TargetCommand::RebuildMissing => {
-                Err(failed("not simulated"))
+            TargetCommand::Cleanup { data, earlier, .. } => {
+                self.clean_target(n, run, *data, earlier)
             }
+            TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
+            TargetCommand::Verify(_)
+            | TargetCommand::RebuildMissing
+            | TargetCommand::RaiseSequences { .. } => Err(failed("not simulated")),
         }
     }
 

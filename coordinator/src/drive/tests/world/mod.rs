@@ -106,6 +106,8 @@ pub(super) struct World {
     pub(super) missing: MissingObjects,
     /// What every source finds in its database.
     pub(super) facts: SourceFacts,
+    /// What agents ask for that register from now on.
+    pub(super) sequence_interval_seconds: u32,
 }
 
 impl World {
@@ -120,6 +122,7 @@ impl World {
             review: SchemaReview::default(),
             missing: MissingObjects::default(),
             facts: SourceFacts::default(),
+            sequence_interval_seconds: 0,
         };
         for name in nodes {
             world.join(name);
@@ -142,6 +145,7 @@ impl World {
             review,
             missing,
             facts,
+            sequence_interval_seconds,
             ..
         } = self;
         drop(driver);
@@ -159,6 +163,7 @@ impl World {
             review,
             missing,
             facts,
+            sequence_interval_seconds,
         };
         world.skip(skipped.as_secs());
         world
@@ -203,6 +208,7 @@ impl World {
             max_workers: 16,
             spool: Some("/var/spool".to_owned()),
             seat: Seat(0),
+            sequence_interval_seconds: self.sequence_interval_seconds,
         };
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
         self.turn(vec![AgentInput::Joined {
@@ -230,6 +236,7 @@ impl World {
             max_workers: 16,
             spool: None,
             seat,
+            sequence_interval_seconds: 0,
         };
         self.turn(vec![AgentInput::Joined {
             node: node(name),

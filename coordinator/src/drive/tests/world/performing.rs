@@ -137,6 +137,9 @@ impl World {
                 findings: Vec::new(),
                 missing: self.missing.clone(),
             },
+            TargetCommand::RaiseSequences { .. } => {
+                Outcome::SequencesRaised(super::super::detach::raised())
+            }
             TargetCommand::Verify(_) => Outcome::Compared(Box::default()),
             TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
                 made: 1,

@@ -209,6 +209,8 @@ pub enum TargetCommand {
         data: CancelledData,
         /// Epochs before the present one, whose subscriptions are dropped too.
         earlier: Vec<EarlierEpoch>,
+        /// The source's agent, if the sequences are to be set to the source's once the subscription is gone.
+        sequences: Option<PeerAddress>,
     },
     /// Compare with the source, which must have received [`SourceCommand::Admit`] for the same job.
     Compare {
@@ -221,6 +223,11 @@ pub enum TargetCommand {
     },
     /// Retry objects that could not be created, of whichever job.
     RebuildMissing,
+    /// Raise sequences that are behind the source's. It must have received [`SourceCommand::Admit`] for the same job.
+    RaiseSequences {
+        /// The source's agent.
+        source: PeerAddress,
+    },
     /// Compare rows with the source's, which must have received [`SourceCommand::AdmitVerify`] for the same job.
     Verify(Box<VerifyTables>),
 }
@@ -420,7 +427,9 @@ impl Command {
             | TargetCommand::Subscribe { source, .. }
             | TargetCommand::Fold { source, .. }
             | TargetCommand::Finish { source, .. }
-            | TargetCommand::Compare { source, .. } => Some(source),
+            | TargetCommand::Compare { source, .. }
+            | TargetCommand::RaiseSequences { source } => Some(source),
+            TargetCommand::Cleanup { sequences, .. } => sequences.as_ref(),
             TargetCommand::Verify(request) => Some(&request.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
@@ -428,7 +437,6 @@ impl Command {
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Prove
             | TargetCommand::Release
-            | TargetCommand::Cleanup { .. }
             | TargetCommand::RebuildMissing => None,
         }
     }

@@ -27,8 +27,8 @@ pub use self::mirror::{MirrorProgress, MirrorRow};
 pub use self::observed::{
     LockConflict, LockRole, Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus,
 };
-pub use self::outcome::{MissingObjects, Outcome, Rebuilt};
-pub use self::policy::{AfterStop, AtStop, Policy};
+pub use self::outcome::{MissingObjects, Outcome, Rebuilt, SequencesRaised};
+pub use self::policy::{AfterStop, AtStop, Logged, Policy};
 pub use self::progress::{
     PartDone, PartProgress, ProgressReport, TableSummary, WorkProgress, WorkUnit,
 };
@@ -150,6 +150,8 @@ pub struct Registration {
     /// Where the process listens, as a value that no two living processes share. The same seat with
     /// another incarnation means that the earlier process is gone.
     pub seat: Seat,
+    /// How often its node's sequences are to be set to the source's while it follows; 0 for never.
+    pub sequence_interval_seconds: u32,
 }
 
 /// A digest of the machine's boot, the network namespace and the port that an agent listens on.

@@ -83,6 +83,19 @@ pub enum Outcome {
     Found(FoundSnapshot),
     /// Of `TargetCommand::Verify`.
     Compared(Box<VerifyReport>),
+    /// Of `TargetCommand::RaiseSequences`.
+    SequencesRaised(SequencesRaised),
+}
+
+/// What setting a node's sequences to its source's came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SequencesRaised {
+    /// Sequences that both ends have.
+    pub followed: u64,
+    /// Of them, those that were behind.
+    pub raised: u64,
+    /// What could not be set, a sentence for each cause.
+    pub problems: Vec<String>,
 }
 
 /// Objects of the source's schema that could not be created on a node.

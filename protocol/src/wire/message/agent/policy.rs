@@ -18,6 +18,17 @@ pub struct Policy {
     /// How long the coordinator waits for its outcome if it belongs to no job. Jobs have their own
     /// limits.
     pub limit: Duration,
+    /// How loudly its begin and end are logged.
+    pub logged: Logged,
+}
+
+/// How loudly a command's begin and end are logged. A failure always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logged {
+    /// At level INFO.
+    Info,
+    /// At level DEBUG: it is repeated every minute, or changes nothing on the server.
+    Debug,
 }
 
 /// What happens to a running command when its agent is told to stop.
@@ -48,6 +59,7 @@ impl Policy {
         after_stop: AfterStop::Ignore,
         // Longer than any catalog query or dial.
         limit: Duration::from_secs(60),
+        logged: Logged::Info,
     };
     /// A step of a job that is one statement, or one wait, and can take hours.
     const LONG_STEP: Self = Self {
@@ -95,15 +107,21 @@ impl SourceCommand {
                 SlotOrigin::Made => "gather_source",
                 SlotOrigin::Prepared => "gather_handover",
             }),
-            Self::Admit { replicated, .. } => Policy::QUESTION.named(match replicated {
-                None => "admit",
-                Some(_) => "admit_replicated",
-            }),
+            Self::Admit { replicated, .. } => Policy {
+                logged: Logged::Debug,
+                ..Policy::QUESTION.named(match replicated {
+                    None => "admit",
+                    Some(_) => "admit_replicated",
+                })
+            },
             Self::Open(_) => Policy::LONG_STEP.named("open_source"),
             Self::CloseSnapshot => Policy::REMOVAL.named("close_snapshot"),
             Self::AwaitFence { .. } => Policy::LONG_STEP.named("await_fence"),
             Self::Prove => Policy::STEP.named("prove_source"),
-            Self::Release => Policy::REMOVAL.named("release_source"),
+            Self::Release => Policy {
+                logged: Logged::Debug,
+                ..Policy::REMOVAL.named("release_source")
+            },
             Self::Cleanup { .. } => Policy::REMOVAL.named("cleanup_source"),
             // A new slot waits for transactions that were already running.
             Self::PrepareSlot { .. } => Policy::QUESTION
@@ -158,6 +176,10 @@ impl TargetCommand {
                 ..Policy::QUESTION.named("rebuild_missing")
             }
             .within(Duration::from_secs(24 * 3600)),
+            Self::RaiseSequences { .. } => Policy {
+                logged: Logged::Debug,
+                ..Policy::QUESTION.named("raise_sequences")
+            },
         }
     }
 }

@@ -1,14 +1,18 @@
 //! Between the CLI and the coordinator. One stream per request: the request, then replies until
 //! [`ApiReply::End`] or [`ApiReply::Fault`]. Field names are those of the CLI's JSON.
 
+mod detach;
 mod report;
 mod request;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::detach::{DetachPlan, DetachedFrom, SequencesView};
 pub use self::report::{EndView, JobView, LostSnapshot, PhaseSeconds, Report, TableTime};
-pub use self::request::{Afterwards, ApiRequest, InitRequest, Order, Query};
+pub use self::request::{
+    AbsentSource, Afterwards, ApiRequest, DetachSpec, InitRequest, Order, Query,
+};
 use super::adjust::Adjusted;
 use super::agent::{LockRole, MissingObjects, Rebuilt, WorkProgress};
 use super::facts::Finding;
@@ -72,6 +76,8 @@ pub enum ApiReply {
     Found(FoundSnapshot),
     /// The terms that a job has now.
     Adjusted(Adjusted),
+    /// Of [`Query::DetachPlan`].
+    DetachPlan(Box<DetachPlan>),
     /// How far a comparison of rows is, in heap bytes of both nodes.
     Verifying(WorkProgress),
     /// What a comparison of rows came to.
@@ -125,6 +131,10 @@ pub struct NodeView {
     pub needs_init: bool,
     /// What was loaded into it without replication, where its last job did that.
     pub loaded: Option<LoadedSnapshot>,
+    /// From whom it was detached, where that was the last that happened to its rows.
+    pub detached: Option<DetachedFrom>,
+    /// How its sequences follow, where that is known.
+    pub sequences: Option<SequencesView>,
 }
 
 /// What a job waits for that cannot go on at this moment.

@@ -114,6 +114,13 @@ pub enum Query {
         /// The node.
         node: NodeId,
     },
+    /// [`ApiReply::DetachPlan`]: what [`Order::Detach`] would do.
+    DetachPlan {
+        /// The node.
+        node: NodeId,
+        /// As in [`DetachSpec::absent`].
+        absent: AbsentSource,
+    },
 }
 
 /// What changes something.
@@ -182,6 +189,30 @@ pub enum Order {
     /// [`ApiReply::Verifying`] while rows are compared, then [`ApiReply::Compared`]. Closing the stream ends the
     /// comparison.
     Verify(Box<VerifySpec>),
+    /// The node stops following for good and keeps tables and rows; [`ApiReply::End`] when that is done, after
+    /// [`ApiReply::Left`] with what stays or was not done, if anything. Also of a node that is already detached.
+    Detach(DetachSpec),
+}
+
+/// Arguments of [`Order::Detach`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetachSpec {
+    /// The node.
+    pub node: NodeId,
+    /// Before anything is dropped, wait at most this many seconds until the node has applied everything written
+    /// before the order.
+    pub wait_seconds: Option<u64>,
+    /// What to do without the source.
+    pub absent: AbsentSource,
+}
+
+/// What a detach does where the source cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AbsentSource {
+    /// Refuse.
+    Refuse,
+    /// Detach the node alone. What stays on the source is removed when its agent is back.
+    LeaveBehind,
 }
 
 /// How targets get their rows.

@@ -1,0 +1,299 @@
+//! How far the source's sequences are used, and the target's raised to that.
+//!
+//! Logical replication does not carry sequences. This is repeated while a node follows, so it costs each side one
+//! statement for a thousand sequences, never moves one backwards, and holds their locks, which only DDL on a
+//! sequence waits for, until the end of that statement. A sequence that DDL holds is tried again later.
+
+use backon::Retryable as _;
+use steep_protocol::limits::SEQUENCES_NAMED;
+use steep_protocol::message::agent::SequencesRaised;
+use steep_protocol::message::job::{ReplicationNames, TableFilter};
+use steep_protocol::message::peer::SequencesUsed;
+use steep_protocol::{Fault, JobId, TableName};
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+
+use crate::node::connection::Conn;
+use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
+use crate::pg::{PgError, Session, lock_timeout};
+use crate::task::Task;
+
+/// Sequences per statement. Each is locked until its end, and the lock table has room for some thousands.
+const BATCH: usize = 1_000;
+
+/// Sequences per statement that names each, which PostgreSQL plans one by one.
+const UNUSED_BATCH: usize = 100;
+
+/// How far the sequences are used that `filter` admits; one that belongs to a table follows the table, and has to be
+/// published where a replication is named.
+pub(crate) async fn used(
+    task: &Task,
+    filter: &TableFilter,
+    replication: Option<JobId>,
+) -> Result<SequencesUsed, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let connected = Session::connect_impatient(&task.conninfo, "sequences").await;
+    let session = connected.map_err(fault)?;
+    let read =
+        (|| read_all(&session, task, filter, replication)).retry(lock_timeout::a_few_times());
+    // A sequence may be dropped after it was listed.
+    let read = read.when(|error| error.is_locked() || error.is(&SqlState::UNDEFINED_TABLE));
+    let used = read.await.map_err(fault)?;
+    session.give_back().await;
+    Ok(used)
+}
+
+async fn read_all(
+    session: &Session,
+    task: &Task,
+    filter: &TableFilter,
+    replication: Option<JobId>,
+) -> Result<SequencesUsed, PgError> {
+    let everything = filter.is_everything();
+    let partitions = match everything {
+        true => Partitions::default(),
+        false => Partitions::load(session).await?,
+    };
+    let sql = page_sql();
+    let publication = replication.map(|job| ReplicationNames(job).name());
+    let mut used = SequencesUsed::default();
+    let mut after = 0u32;
+    loop {
+        let rows = session
+            .run(&task.cancel, session.query(&sql, &[&after, &publication]))
+            .await?;
+        for row in &rows {
+            after = row.try_get(0)?;
+            let name = table_name(row, 1)?;
+            let owned = row.try_get::<_, Option<String>>(3)?.is_some();
+            let admitted = everything
+                || filter.admits(&name)
+                    && (!owned || partitions.admitted(filter, &table_name(row, 3)?));
+            if !admitted || !row.try_get::<_, bool>(5)? {
+                continue;
+            }
+            match (row.try_get::<_, bool>(6)?, row.try_get(7)?) {
+                (true, Some(value)) => used.values.push((name, value)),
+                (true, None) => {}
+                (false, _) if used.unreadable.len() < SEQUENCES_NAMED => used.unreadable.push(name),
+                (false, _) => {}
+            }
+        }
+        if rows.len() < BATCH {
+            return Ok(used);
+        }
+    }
+}
+
+/// oid, schema, name, schema and name of the owning table, whether that is published, whether the sequence may be
+/// read, its last value. The page is chosen before values are read, which locks.
+fn page_sql() -> String {
+    format!(
+        "WITH published AS (
+            SELECT p.relid FROM pg_publication AS own, pg_get_publication_tables(own.pubname::text) AS p
+            WHERE own.pubname = $2
+        ), page AS MATERIALIZED (
+            SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, o.refobjid AS owner
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            LEFT JOIN LATERAL (
+                SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                    AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1
+            ) AS o ON true
+            WHERE c.relkind = 'S' AND {USER_RELATION} AND c.oid > $1 ORDER BY c.oid LIMIT {BATCH}
+        ), judged AS MATERIALIZED (
+            SELECT page.*, tn.nspname::text AS owner_schema, t.relname::text AS owner_name,
+                $2::text IS NULL OR owner IS NULL OR owner IN (SELECT relid FROM published)
+                    OR t.relkind = 'p' AND EXISTS (SELECT FROM pg_partition_tree(t.oid) AS below
+                        JOIN published ON published.relid = below.relid) AS covered,
+                has_sequence_privilege(page.oid, 'USAGE, SELECT') AS readable
+            FROM page LEFT JOIN pg_class t ON t.oid = owner LEFT JOIN pg_namespace tn ON tn.oid = t.relnamespace
+        )
+        SELECT oid, schema, name, owner_schema, owner_name, covered, coalesce(readable, false),
+            CASE WHEN covered AND readable THEN pg_sequence_last_value(oid::regclass) END
+        FROM judged ORDER BY oid"
+    )
+}
+
+/// Raises the node's sequences to the source's, as far as they are there and behind. One that is ahead, since the
+/// node's own applications use it, stays.
+pub(crate) async fn raise(conn: &Conn, used: &SequencesUsed) -> Result<SequencesRaised, Fault> {
+    let mut raising = Raising::default();
+    raising
+        .unreadable
+        .extend(used.unreadable.iter().map(ToString::to_string));
+    for batch in used.values.chunks(BATCH) {
+        let raised = (|| raise_batch(conn, batch)).retry(lock_timeout::a_few_times());
+        let raised = raised.when(|error| error.is_locked() || error.is(&SqlState::UNDEFINED_TABLE));
+        let rows = raised.await.map_err(|error| conn.fault(&error))?;
+        let unused = raising
+            .take(&rows, batch)
+            .map_err(|error| conn.fault(&error))?;
+        for batch in unused.chunks(UNUSED_BATCH) {
+            let first = raise_unused(conn, batch).await;
+            raising.raised += first.map_err(|error| conn.fault(&error))?;
+        }
+    }
+    Ok(raising.outcome())
+}
+
+/// Each row: the sequence's place in the batch, what became of it. Reads and sets in the same row, so that a value
+/// that the node itself takes in between is not handed out again.
+async fn raise_batch(conn: &Conn, batch: &[(TableName, i64)]) -> Result<Vec<Row>, PgError> {
+    let schemas: Vec<&str> = batch.iter().map(|(s, _)| s.schema.as_str()).collect();
+    let names: Vec<&str> = batch.iter().map(|(s, _)| s.table.as_str()).collect();
+    let values: Vec<i64> = batch.iter().map(|(_, value)| *value).collect();
+    let sql = "SELECT w.ord, CASE
+            WHEN NOT has_sequence_privilege(c.oid, 'USAGE, SELECT')
+                OR NOT has_sequence_privilege(c.oid, 'UPDATE') THEN 'denied'
+            WHEN w.value NOT BETWEEN q.seqmin AND q.seqmax THEN 'out of bounds'
+            WHEN l.value IS NULL THEN 'unused'
+            WHEN (w.value - l.value::numeric) * sign(q.seqincrement) <= 0 THEN 'ahead'
+            WHEN setval(c.oid::regclass, w.value) IS NOT NULL THEN 'raised' END
+        FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS w (schema, name, value, ord)
+        JOIN pg_namespace n ON n.nspname = w.schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind = 'S'
+        JOIN pg_sequence q ON q.seqrelid = c.oid
+        CROSS JOIN LATERAL (SELECT CASE WHEN has_sequence_privilege(c.oid, 'USAGE, SELECT')
+            THEN pg_sequence_last_value(c.oid::regclass) END AS value) AS l";
+    conn.fetch(sql, &[&schemas, &names, &values]).await
+}
+
+/// Raises sequences that never gave out a value; returns how many. One that was dropped meanwhile fails its batch, so
+/// the others are then raised one by one.
+async fn raise_unused(conn: &Conn, batch: &[(&TableName, i64)]) -> Result<u64, PgError> {
+    let raise = async |batch: &[(&TableName, i64)]| {
+        let raised = (|| raise_unused_batch(conn, batch)).retry(lock_timeout::a_few_times());
+        raised.when(PgError::is_locked).await
+    };
+    match raise(batch).await {
+        Err(error) if error.is(&SqlState::UNDEFINED_TABLE) => {}
+        other => return other,
+    }
+    let mut raised = 0;
+    for one in batch.chunks(1) {
+        match raise(one).await {
+            Err(error) if error.is(&SqlState::UNDEFINED_TABLE) => {}
+            other => raised += other?,
+        }
+    }
+    Ok(raised)
+}
+
+/// Only such a sequence itself knows where it begins, so each is read as a table.
+async fn raise_unused_batch(conn: &Conn, batch: &[(&TableName, i64)]) -> Result<u64, PgError> {
+    let names: Vec<String> = batch.iter().map(|(name, _)| name.quoted()).collect();
+    let values: Vec<i64> = batch.iter().map(|(_, value)| *value).collect();
+    let one = |(index, name): (usize, &String)| {
+        let place = index + 1;
+        let (id, value) = (
+            format!("(($1::text[])[{place}])::regclass"),
+            format!("($2::int8[])[{place}]"),
+        );
+        format!(
+            "SELECT setval({id}, {value}) FROM {name} AS own, pg_sequence q WHERE q.seqrelid = {id}
+                AND ({value} - own.last_value::numeric) * sign(q.seqincrement) >= 0 AND NOT own.is_called"
+        )
+    };
+    let each: Vec<String> = names.iter().enumerate().map(one).collect();
+    let rows = conn
+        .fetch(&each.join(" UNION ALL "), &[&names, &values])
+        .await?;
+    Ok(rows.len() as u64)
+}
+
+/// What has been raised so far.
+#[derive(Debug, Default)]
+struct Raising {
+    followed: u64,
+    raised: u64,
+    unreadable: Vec<String>,
+    denied: Vec<String>,
+    out_of_bounds: Vec<String>,
+}
+
+impl Raising {
+    /// Counts a batch; returns the sequences that never gave out a value.
+    fn take<'a>(
+        &mut self,
+        rows: &[Row],
+        batch: &'a [(TableName, i64)],
+    ) -> Result<Vec<(&'a TableName, i64)>, PgError> {
+        let mut unused = Vec::new();
+        for row in rows {
+            let at = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
+            let Some((name, value)) = at.checked_sub(1).and_then(|at| batch.get(at)) else {
+                let text = "a sequence that was not asked for";
+                return Err(PgError::Protocol(text.to_owned()));
+            };
+            self.followed += 1;
+            match row.try_get::<_, Option<&str>>(1)? {
+                Some("raised") => self.raised += 1,
+                Some("unused") => unused.push((name, *value)),
+                Some("denied") => self.denied.push(name.to_string()),
+                Some("out of bounds") => self.out_of_bounds.push(name.to_string()),
+                _ => {}
+            }
+        }
+        Ok(unused)
+    }
+
+    fn outcome(self) -> SequencesRaised {
+        let problems = [
+            (
+                self.unreadable,
+                "the source's agent may not read",
+                "grant its role USAGE on them",
+            ),
+            (
+                self.denied,
+                "this node's agent may not set",
+                "grant its role USAGE and UPDATE on them",
+            ),
+            (
+                self.out_of_bounds,
+                "the source is past the bounds here of",
+                "give them the source's bounds",
+            ),
+        ];
+        let said = problems.into_iter().filter(|(names, ..)| !names.is_empty());
+        SequencesRaised {
+            followed: self.followed,
+            raised: self.raised,
+            problems: said
+                .map(|(names, what, fix)| problem(&names, what, fix))
+                .collect(),
+        }
+    }
+}
+
+fn problem(names: &[String], what: &str, fix: &str) -> String {
+    let some = names[..names.len().min(SEQUENCES_NAMED)].join(", ");
+    let more = match names.len().saturating_sub(SEQUENCES_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{what} {some}{more}: {fix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_set_is_a_sentence_for_each_cause() {
+        let raising = Raising {
+            followed: 3,
+            denied: (0..12).map(|n| format!("public.s{n}")).collect(),
+            out_of_bounds: vec!["public.small".to_owned()],
+            ..Raising::default()
+        };
+        let problems = raising.outcome().problems;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("public.s9 and 2 more"), "{problems:?}");
+        assert!(
+            problems[1].contains("public.small: give them"),
+            "{problems:?}"
+        );
+        assert!(Raising::default().outcome().problems.is_empty());
+    }
+}

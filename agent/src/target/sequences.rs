@@ -1,0 +1,52 @@
+//! Sets the node's sequences to the source's: while it follows, and once it no longer does.
+
+use steep_protocol::Fault;
+use steep_protocol::message::agent::SequencesRaised;
+use steep_protocol::message::facts::{Finding, Severity};
+
+use crate::node::connection::Conn;
+use crate::peer::connection::SourceAgent;
+use crate::replication::sequence_use;
+use crate::task::{Patience, Task};
+
+/// Raises those that are behind the source's.
+pub(crate) async fn raise_sequences(
+    task: &Task,
+    source: &SourceAgent,
+) -> Result<SequencesRaised, Fault> {
+    let task = &Task {
+        patience: Patience::Short,
+        ..task.clone()
+    };
+    let used = source.sequences_used().await?;
+    let conn = Conn::to_catalog(task, "sequences").await?;
+    let raised = sequence_use::raise(&conn, &used).await;
+    conn.give_back().await;
+    raised
+}
+
+/// The same for a node that no longer applies changes: from here on its applications take values.
+pub(super) async fn take_over(
+    task: &Task,
+    source: Option<&SourceAgent>,
+) -> Result<Vec<Finding>, Fault> {
+    let problems = match source {
+        None => vec![
+            "the sequences here were not set to the source's, which cannot be reached".to_owned(),
+        ],
+        Some(source) => {
+            let raised = raise_sequences(task, source).await?;
+            tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
+            raised.problems
+        }
+    };
+    let finding = |problem| Finding {
+        severity: Severity::Warning,
+        code: "sequence_not_taken_over".to_owned(),
+        node: Some(task.node.clone()),
+        what: problem,
+        why: "once this node is written to, it may give out values that are taken".to_owned(),
+        fix: "set them with setval before applications write here".to_owned(),
+    };
+    Ok(problems.into_iter().map(finding).collect())
+}
