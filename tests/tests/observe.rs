@@ -225,9 +225,11 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 45] = [
+const ELSEWHERE: [&str; 47] = [
     "verify.completed",
     "verify.failed",
+    "overlap.completed",
+    "overlap.failed",
     "init.adjusted",
     "init.retrying",
     "agent.rejected",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steep_protocol::limits::{LISTED_MAX, VERIFY_EXAMPLES, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX};
+use steep_protocol::limits::{LISTED_MAX, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX};
 use steep_protocol::message::verify::{
     BucketSum, ColumnText, HeapRange, KeyedRow, RowDigest, RowKey, RowShape, RowValues, Sieve,
     VerifyAsk, VerifyReply,
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ask;
 use super::catalog::{self, Table};
+use super::examples::rows_at_once;
 use super::sql::{Encoding, Reading};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -208,7 +209,8 @@ impl Answerer {
     }
 
     async fn columns(&self, keys: &[RowKey], values: RowValues) -> Result<VerifyReply, Fault> {
-        let (table, reading) = self.by_key(keys, VERIFY_EXAMPLES)?;
+        let (_, reading) = self.current()?;
+        let (table, reading) = self.by_key(keys, rows_at_once(reading.columns.len()))?;
         if values == RowValues::Shown && self.values == RowValues::Hidden {
             return Err(self.refused("values were not asked for by the operator".to_owned()));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use steep_protocol::limits::{VERIFY_EXAMPLES_ALL, VERIFY_TABLES_MAX};
+use steep_protocol::limits::{VERIFY_COLUMNS_ALL, VERIFY_EXAMPLES_ALL, VERIFY_TABLES_MAX};
 use steep_protocol::message::verify::{
     ListedTables, RowValues, SubscriptionFacts, TableReport, VerifyAsk, VerifyReply, VerifyReport,
     VerifyTables,
@@ -70,6 +70,7 @@ pub(super) async fn compare<A: Dial, B: Dial>(
 ) -> Result<VerifyReport, Fault> {
     let VerifyTables {
         source,
+        comparing,
         tables,
         values,
         parallel,
@@ -90,6 +91,7 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         a,
         b,
         values,
+        comparing,
         parallel,
     };
     let comparison = &comparison;
@@ -101,6 +103,7 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         .buffer_unordered(usize::from(parallel.max(1)));
     let mut compared = std::pin::pin!(compared);
     let (mut tables, mut room, mut bytes) = (Vec::new(), VERIFY_EXAMPLES_ALL, EXAMPLES_BYTES);
+    let mut columns = VERIFY_COLUMNS_ALL;
     while let Some(table) = compared.next().await {
         let mut table: TableReport = table?;
         table.examples.truncate(room);
@@ -110,6 +113,8 @@ pub(super) async fn compare<A: Dial, B: Dial>(
             left.is_some()
         });
         room -= table.examples.len();
+        table.columns.truncate(columns);
+        columns -= table.columns.len();
         tables.push(table);
     }
     tables.sort_by(|one, other| one.name.cmp(&other.name));

@@ -1,6 +1,8 @@
 //! What is told of the rows that differ: their keys, and in which columns.
 
-use steep_protocol::limits::VERIFY_EXAMPLES;
+use std::collections::BTreeMap;
+
+use steep_protocol::limits::{VERIFY_CELLS, VERIFY_EXAMPLES};
 use steep_protocol::message::verify::{
     ColumnDifference, ColumnText, DifferenceKind, RowDifference, RowKey, RowValues, VerifyAsk,
     VerifyReply,
@@ -12,9 +14,6 @@ use super::pool::{Pool, Subject};
 use super::table::Comparison;
 
 type Columns = Option<Vec<ColumnText>>;
-
-/// Columns of rows in one answer: with their values, 8 MB.
-const CELLS: usize = 10_000;
 
 impl<A: Dial, B: Dial> Comparison<A, B> {
     /// Adds the columns to the keys.
@@ -35,8 +34,8 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             return Ok(found.into_iter().map(without).collect());
         }
         let both = tokio::try_join!(
-            self.columns(&self.a, of, &keys),
-            self.columns(&self.b, of, &keys)
+            self.columns(&self.a, of, &keys, self.values),
+            self.columns(&self.b, of, &keys, self.values)
         );
         let (a, b) = both?;
         let rows = found.into_iter().zip(a.into_iter().zip(b));
@@ -48,15 +47,37 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         Ok(rows.collect())
     }
 
+    /// Adds up in which columns these rows differ. A row that is gone by now is not counted.
+    pub(super) async fn count_columns(
+        &self,
+        of: &Subject,
+        keys: &[RowKey],
+        counts: &mut BTreeMap<Identifier, u64>,
+    ) -> Result<(), Fault> {
+        let (hidden, kind) = (RowValues::Hidden, DifferenceKind::Different);
+        let both = tokio::try_join!(
+            self.columns(&self.a, of, keys, hidden),
+            self.columns(&self.b, of, keys, hidden)
+        );
+        let (a, b) = both?;
+        let rows = a.into_iter().zip(b);
+        let there = rows.filter(|(a, b)| a.is_some() && b.is_some());
+        for column in there.flat_map(|both| differing(&of.shape.columns, kind, both, hidden)) {
+            *counts.entry(column.column).or_default() += 1;
+        }
+        Ok(())
+    }
+
     async fn columns<D: Dial>(
         &self,
         side: &Pool<D>,
         of: &Subject,
         keys: &[RowKey],
+        values: RowValues,
     ) -> Result<Vec<Columns>, Fault> {
         let mut all = Vec::with_capacity(keys.len());
-        for keys in keys.chunks((CELLS / of.shape.columns.len().max(1)).max(1)) {
-            let (keys, values, count) = (keys.to_vec(), self.values, keys.len());
+        for keys in keys.chunks(rows_at_once(of.shape.columns.len())) {
+            let (keys, count) = (keys.to_vec(), keys.len());
             match side.about(of, VerifyAsk::Columns { keys, values }).await? {
                 VerifyReply::Columns(found) if found.len() == count => all.extend(found),
                 _ => return Err(side.unexpected()),
@@ -64,6 +85,11 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         }
         Ok(all)
     }
+}
+
+/// Rows with that many columns that one answer may have.
+pub(super) fn rows_at_once(columns: usize) -> usize {
+    (VERIFY_CELLS / columns.max(1)).max(1)
 }
 
 /// About how many bytes an example takes.

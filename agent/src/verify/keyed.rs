@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use steep_protocol::Fault;
-use steep_protocol::message::verify::{DifferenceKind, RowKey, Sieve};
+use steep_protocol::message::verify::{Comparing, DifferenceKind, RowKey, Sieve};
 
 use super::Dial;
 use super::pool::Subject;
@@ -14,6 +14,8 @@ use super::table::{Comparison, Pages, Tally};
 
 /// Rows that look different are looked at again together.
 const TOGETHER: usize = 1_000;
+
+const DIFFERENT: Verdict = Verdict::Differs(DifferenceKind::Different);
 
 /// Whose rows are walked, which decides what they can turn out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +126,12 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             return Ok(());
         }
         let verdicts = Box::pin(self.settle(of, &keys)).await?;
+        if self.comparing == Comparing::Overlap && walked == Walked::Source {
+            let both = keys.iter().zip(&verdicts);
+            let both = both.filter(|(_, verdict)| **verdict == DIFFERENT);
+            let both: Vec<RowKey> = both.map(|(key, _)| key.clone()).collect();
+            self.count_columns(of, &both, &mut tally.columns).await?;
+        }
         for (key, verdict) in keys.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Differs(kind) if walked.counts(kind) => tally.count(kind, 1, key),

@@ -1,13 +1,14 @@
 //! One table: whether it can be compared, its sums, and what to do where they differ.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use steep_protocol::limits::VERIFY_EXAMPLES;
+use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
 use steep_protocol::message::verify::{
-    DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
+    Comparing, DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
 };
-use steep_protocol::{Fault, FaultKind, NodeId, TableName};
+use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 
 use super::Dial;
 use super::choice::shape;
@@ -31,6 +32,7 @@ pub(super) struct Comparison<A: Dial, B: Dial> {
     pub(super) following: Following,
     pub(super) progress: Progress,
     pub(super) values: RowValues,
+    pub(super) comparing: Comparing,
     pub(super) parallel: u8,
 }
 
@@ -41,6 +43,8 @@ pub(super) struct Tally {
     pub(super) extra: u64,
     pub(super) different: u64,
     pub(super) changing: u64,
+    /// By column, rows with the same key.
+    pub(super) columns: BTreeMap<Identifier, u64>,
     /// Some of them.
     pub(super) examples: Vec<(DifferenceKind, RowKey)>,
 }
@@ -64,9 +68,20 @@ impl Tally {
         self.extra = self.extra.saturating_add(other.extra);
         self.different = self.different.saturating_add(other.different);
         self.changing = self.changing.saturating_add(other.changing);
+        for (column, rows) in other.columns {
+            *self.columns.entry(column).or_default() += rows;
+        }
         let room = VERIFY_EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
     }
+}
+
+/// The columns in which most rows differ.
+fn most(columns: BTreeMap<Identifier, u64>) -> Vec<(Identifier, u64)> {
+    let mut columns: Vec<_> = columns.into_iter().collect();
+    columns.sort_by(|(a, rows_a), (b, rows_b)| rows_b.cmp(rows_a).then_with(|| a.cmp(b)));
+    columns.truncate(VERIFY_COLUMNS);
+    columns
 }
 
 /// The pages of a table on both sides.
@@ -110,6 +125,10 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             }
         };
         report.key.clone_from(&shape.key);
+        if self.comparing == Comparing::Overlap && shape.key.is_empty() {
+            report.problem = Some(TableProblem::NoKey);
+            return Ok(report);
+        }
         let of = Subject { table: name, shape };
         let bits = bits_for(a.rows_estimate.max(b.rows_estimate));
         let pages = Pages {
@@ -136,6 +155,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         report.extra = tally.extra;
         report.different = tally.different;
         report.changing = tally.changing;
+        report.columns = most(tally.columns);
         report.examples = self.examples(&of, tally.examples).await?;
         Ok(report)
     }

@@ -9,9 +9,9 @@ use rand::{Rng, SeedableRng};
 use steep_protocol::limits::VERIFY_ROWS_MAX;
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::verify::{
-    BucketSum, HeapRange, KeyedRow, OpenedTable, Relation, RowDigest, RowKey, RowValues, Sieve,
-    SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk, VerifyColumn, VerifyReply,
-    VerifyTables,
+    BucketSum, Comparing, HeapRange, KeyedRow, OpenedTable, Relation, RowDigest, RowKey, RowValues,
+    Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk, VerifyColumn,
+    VerifyReply, VerifyTables,
 };
 use steep_protocol::{ByteCount, Fault, Identifier, Lsn, NodeId, TableName};
 
@@ -246,6 +246,7 @@ async fn compared(world: World) -> TableReport {
     let world = Arc::new(Mutex::new(world));
     let node = |name| NodeId::parse(name).unwrap();
     let request = VerifyTables {
+        comparing: Comparing::Equality,
         source: PeerAddress {
             node: node("a"),
             address: String::new(),

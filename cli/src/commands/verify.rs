@@ -1,4 +1,4 @@
-//! `steep-repl verify`: the comparison runs as long as this command.
+//! `steep-repl verify` and `analyze-overlap`: the comparison runs as long as the command.
 
 use indicatif::ProgressBar;
 use steep_protocol::FaultKind;
@@ -7,10 +7,10 @@ use steep_protocol::message::api::{ApiReply, Order};
 use steep_protocol::message::verify::VerifyReport;
 
 use super::Context;
-use crate::args::VerifyArgs;
+use crate::args::{OverlapArgs, VerifyArgs};
 use crate::client::Client;
 use crate::failure::{self, Failure};
-use crate::render::{stored, verify};
+use crate::render::{overlap, stored, verify};
 use crate::terminal::{Terminal, print, print_json, tell};
 
 /// Shows how far the comparison is, then its result.
@@ -29,6 +29,27 @@ pub(super) async fn run(args: VerifyArgs, context: &Context) -> Result<u8, Failu
         true => failure::SUCCESS,
         false => failure::ROWS_DIFFER,
     })
+}
+
+/// The same, counted as a merge needs it. Tables without a common key are refused.
+pub(super) async fn overlap(args: OverlapArgs, context: &Context) -> Result<u8, Failure> {
+    let terminal = context.terminal;
+    let client = context.client().await?;
+    let order = Order::Verify(Box::new(args.spec(&context.settings)));
+    let report = follow(&client, order, terminal).await?;
+    client.close().await;
+    if terminal.json {
+        print_json(&overlap::json(&report));
+    } else {
+        print(&overlap::report(&report, (&args.a, &args.b), terminal.out));
+    }
+    let refused = overlap::refused(&report);
+    if refused.is_empty() {
+        return Ok(failure::SUCCESS);
+    }
+    let text = format!("no key is unique on both nodes: {}", refused.join(", "));
+    let hint = "give these tables a primary key on both nodes, or name the others with --tables";
+    Err(Failure::new(FaultKind::Failed, text).hint(hint))
 }
 
 async fn follow(

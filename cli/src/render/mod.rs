@@ -11,6 +11,7 @@ pub(crate) mod json;
 pub(crate) mod locks;
 pub(crate) mod missing;
 pub(crate) mod nodes;
+pub(crate) mod overlap;
 pub(crate) mod prepared;
 pub(crate) mod progress;
 pub(crate) mod report;

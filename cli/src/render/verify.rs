@@ -14,7 +14,7 @@ use super::{Paint, clean};
 use crate::units::count;
 
 /// The nodes as they are called: the first one counts as right.
-type Nodes<'a> = (&'a NodeId, &'a NodeId);
+pub(super) type Nodes<'a> = (&'a NodeId, &'a NodeId);
 
 /// Every table, the rows that differ below, and what the result is worth.
 pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> String {
@@ -43,7 +43,13 @@ pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> S
             paint.bold(&clean(&table.name.to_string()))
         ));
         for example in &table.examples {
-            text.push_str(&format!("  {}\n", difference(table, example, nodes)));
+            let kind = match example.kind {
+                DifferenceKind::Missing => format!("missing on {b}"),
+                DifferenceKind::Extra => format!("extra on {b}"),
+                DifferenceKind::Different => "different".to_owned(),
+            };
+            let row = difference(table, example, nodes);
+            text.push_str(&format!("  {kind}  {row}\n"));
         }
         let shown = table.examples.len() as u64;
         let more = table.differences().saturating_sub(shown);
@@ -83,22 +89,28 @@ fn tables_of(number: usize) -> String {
     count(number as u64)
 }
 
-fn row(table: &TableReport, (a, b): Nodes<'_>, paint: Paint) -> Vec<String> {
-    let name = clean(&table.name.to_string());
-    let result = match &table.problem {
-        Some(TableProblem::OnlyOnA) => paint.red(&format!("only on {a}")),
-        Some(TableProblem::OnlyOnB) => paint.red(&format!("only on {b}")),
-        Some(TableProblem::Columns { only_a, only_b }) => {
+/// Why a table's rows are not compared.
+pub(super) fn problem_text(problem: &TableProblem, (a, b): Nodes<'_>) -> String {
+    match problem {
+        TableProblem::OnlyOnA => format!("only on {a}"),
+        TableProblem::OnlyOnB => format!("only on {b}"),
+        TableProblem::NoKey => "refused: no key is unique on both".to_owned(),
+        TableProblem::Columns { only_a, only_b } => {
             let side = |columns: &[Identifier], node: &NodeId| {
                 let names: Vec<String> = columns.iter().map(|c| clean(c.as_str())).collect();
                 (!names.is_empty()).then(|| format!("{} only on {node}", names.join(", ")))
             };
-            let sides: Vec<String> = [side(only_a, a), side(only_b, b)]
-                .into_iter()
-                .flatten()
-                .collect();
-            paint.red(&format!("other columns: {}", sides.join("; ")))
+            let sides = [side(only_a, a), side(only_b, b)];
+            let sides: Vec<String> = sides.into_iter().flatten().collect();
+            format!("other columns: {}", sides.join("; "))
         }
+    }
+}
+
+fn row(table: &TableReport, nodes: Nodes<'_>, paint: Paint) -> Vec<String> {
+    let name = clean(&table.name.to_string());
+    let result = match &table.problem {
+        Some(problem) => paint.red(&problem_text(problem, nodes)),
         None if table.is_equal() => paint.green("equal"),
         None => paint.red("differs"),
     };
@@ -117,8 +129,12 @@ fn row(table: &TableReport, (a, b): Nodes<'_>, paint: Paint) -> Vec<String> {
     ]
 }
 
-/// `different  id = 7: total, note`
-fn difference(table: &TableReport, example: &RowDifference, (a, b): Nodes<'_>) -> String {
+/// `id = 7: total, note`
+pub(super) fn difference(
+    table: &TableReport,
+    example: &RowDifference,
+    (a, b): Nodes<'_>,
+) -> String {
     let key = match &table.key[..] {
         [] => format!("a row at {}", clean(&example.key.0.join(" "))),
         names => pairs(names, &example.key.0),
@@ -139,12 +155,7 @@ fn difference(table: &TableReport, example: &RowDifference, (a, b): Nodes<'_>) -
         true => String::new(),
         false => format!(": {}", columns.join(", ")),
     };
-    let kind = match example.kind {
-        DifferenceKind::Missing => format!("missing on {b}"),
-        DifferenceKind::Extra => format!("extra on {b}"),
-        DifferenceKind::Different => "different".to_owned(),
-    };
-    format!("{kind}  {key}{columns}")
+    format!("{key}{columns}")
 }
 
 fn pairs(names: &[Identifier], values: &[String]) -> String {
@@ -160,7 +171,7 @@ fn value(text: Option<&str>) -> String {
 }
 
 /// What limits the result, a sentence each.
-fn notes(report: &VerifyReport, (a, b): Nodes<'_>) -> Vec<String> {
+pub(super) fn notes(report: &VerifyReport, (a, b): Nodes<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     match report.relation {
         Relation::Replicates => {}
@@ -184,33 +195,42 @@ fn notes(report: &VerifyReport, (a, b): Nodes<'_>) -> Vec<String> {
 
 /// `{"tables":[…],"equal":…}`, then how the two nodes hang together.
 pub(crate) fn json(report: &VerifyReport) -> Value {
-    let relation = match report.relation {
-        Relation::Unrelated => "unrelated",
-        Relation::Replicates => "replicates",
-        Relation::Stopped => "stopped",
-    };
     json!({
         "tables": report.tables.iter().map(table_json).collect::<Vec<_>>(),
         "equal": report.is_equal(),
-        "relation": relation,
+        "relation": relation(report.relation),
     })
 }
 
-fn table_json(table: &TableReport) -> Value {
-    let (problem, only_a, only_b) = match &table.problem {
-        None => (None, Vec::new(), Vec::new()),
-        Some(TableProblem::OnlyOnA) => (Some("only_on_a"), Vec::new(), Vec::new()),
-        Some(TableProblem::OnlyOnB) => (Some("only_on_b"), Vec::new(), Vec::new()),
+pub(super) fn relation(relation: Relation) -> &'static str {
+    match relation {
+        Relation::Unrelated => "unrelated",
+        Relation::Replicates => "replicates",
+        Relation::Stopped => "stopped",
+    }
+}
+
+/// A table's problem as one word, and the columns that only one node has.
+pub(super) fn problem_json(problem: Option<&TableProblem>) -> Value {
+    let (word, only_a, only_b) = match problem {
+        None => (None, &[][..], &[][..]),
+        Some(TableProblem::OnlyOnA) => (Some("only_on_a"), &[][..], &[][..]),
+        Some(TableProblem::OnlyOnB) => (Some("only_on_b"), &[][..], &[][..]),
+        Some(TableProblem::NoKey) => (Some("no_key"), &[][..], &[][..]),
         Some(TableProblem::Columns { only_a, only_b }) => {
-            (Some("columns"), only_a.clone(), only_b.clone())
+            (Some("columns"), only_a.as_slice(), only_b.as_slice())
         }
     };
+    json!({ "problem": word, "columns_only_a": only_a, "columns_only_b": only_b })
+}
+
+fn table_json(table: &TableReport) -> Value {
     let examples: Vec<Value> = table
         .examples
         .iter()
         .map(|e| example_json(table, e))
         .collect();
-    json!({
+    let mut view = json!({
         "schema": table.name.schema,
         "table": table.name.table,
         "rows_a": table.rows_a,
@@ -221,14 +241,20 @@ fn table_json(table: &TableReport) -> Value {
         "equal": table.is_equal(),
         "changing": table.changing,
         "key": table.key,
-        "problem": problem,
-        "columns_only_a": only_a,
-        "columns_only_b": only_b,
         "examples": examples,
-    })
+    });
+    extend(&mut view, problem_json(table.problem.as_ref()));
+    view
 }
 
-fn example_json(table: &TableReport, example: &RowDifference) -> Value {
+/// Adds the keys of another object.
+pub(super) fn extend(view: &mut Value, more: Value) {
+    if let (Value::Object(view), Value::Object(more)) = (view, more) {
+        view.extend(more);
+    }
+}
+
+pub(super) fn example_json(table: &TableReport, example: &RowDifference) -> Value {
     let kind = match example.kind {
         DifferenceKind::Missing => "missing",
         DifferenceKind::Extra => "extra",

@@ -17,6 +17,7 @@ use steep_protocol::message::job::{
 use steep_protocol::message::verify::RowValues;
 use steep_protocol::{Fault, JobId, NodeId};
 
+use super::verify::command_of;
 use super::{Driver, Operator};
 use crate::job::time::after;
 use crate::store::{AuditDue, Store, Write};
@@ -55,7 +56,7 @@ impl AuditEntry {
             Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Detach(spec) => ("detach", &spec.node),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
-            Order::Verify(spec) => ("verify", &spec.node_b),
+            Order::Verify(spec) => (command_of(spec.comparing), &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SourceCommand, TargetCommand, WorkProgress};
-use steep_protocol::message::verify::{VerifyReport, VerifySpec, VerifyTables};
+use steep_protocol::message::verify::{Comparing, VerifyReport, VerifySpec, VerifyTables};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::watch;
 
@@ -15,8 +15,13 @@ use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
 use crate::store::Store;
 
-/// What to do once a lost agent is back.
-const AGAIN: &str = "check that it runs, see steep-repl nodes; then run steep-repl verify again";
+/// The command that asks for such a comparison.
+pub(super) fn command_of(comparing: Comparing) -> &'static str {
+    match comparing {
+        Comparing::Equality => "verify",
+        Comparing::Overlap => "analyze-overlap",
+    }
+}
 
 /// A comparison of rows.
 pub(super) struct Verification {
@@ -95,6 +100,7 @@ impl<S: Store> Driver<S> {
         let spec = &verification.spec;
         TargetCommand::Verify(Box::new(VerifyTables {
             source: self.peer(&verification.peer),
+            comparing: spec.comparing,
             tables: spec.tables.clone(),
             values: spec.values,
             parallel: spec.parallel,
@@ -139,7 +145,9 @@ impl<S: Store> Driver<S> {
             .iter()
             .filter(|table| !table.is_equal())
             .count();
+        let overlap = verification.spec.comparing == Comparing::Overlap;
         let (level, text) = match unequal {
+            _ if overlap => (Level::Info, format!("the rows of {a} and {b} are counted")),
             0 => (Level::Info, format!("{b} has the rows of {a}")),
             1 => (Level::Warn, format!("{b} differs from {a} in 1 table")),
             more => (
@@ -148,7 +156,11 @@ impl<S: Store> Driver<S> {
             ),
         };
         let took = now.as_millisecond() - verification.began.as_millisecond();
-        let note = Note::new(level, "verify.completed", text)
+        let event = match verification.spec.comparing {
+            Comparing::Equality => "verify.completed",
+            Comparing::Overlap => "overlap.completed",
+        };
+        let note = Note::new(level, event, text)
             .node(b)
             .of(Some(a), None)
             .field("operator", &verification.operator)
@@ -171,17 +183,22 @@ impl<S: Store> Driver<S> {
     ) {
         let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
         let fault = match fault.kind {
-            FaultKind::Unreachable if fault.hint.is_empty() => fault.hint(AGAIN),
+            FaultKind::Unreachable if fault.hint.is_empty() => fault.hint(format!(
+                "check that it runs, see steep-repl nodes; then run steep-repl {} again",
+                command_of(verification.spec.comparing)
+            )),
             _ => fault,
         };
-        let note = Note::warn(
-            "verify.failed",
-            format!("{b} was not compared with {a}: {fault}"),
-        )
-        .node(b)
-        .of(Some(a), None)
-        .field("operator", &verification.operator)
-        .field("hint", &fault.hint);
+        let event = match verification.spec.comparing {
+            Comparing::Equality => "verify.failed",
+            Comparing::Overlap => "overlap.failed",
+        };
+        let text = format!("{b} was not compared with {a}: {fault}");
+        let note = Note::warn(event, text)
+            .node(b)
+            .of(Some(a), None)
+            .field("operator", &verification.operator)
+            .field("hint", &fault.hint);
         self.log(note, now);
         verification.tell(VerifyFeed::Ended(Err(fault)));
     }

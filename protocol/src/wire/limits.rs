@@ -105,6 +105,16 @@ pub const VERIFY_EXAMPLES: usize = 100;
 /// The same over all tables.
 pub const VERIFY_EXAMPLES_ALL: usize = 2_000;
 
+/// Columns of rows in one answer: with their values, 8 MB.
+pub const VERIFY_CELLS: usize = 10_000;
+
+/// Columns named of a table in whose rows they differ: the report's size is bounded by it and by
+/// [`VERIFY_COLUMNS_ALL`].
+pub const VERIFY_COLUMNS: usize = 100;
+
+/// The same of all tables.
+pub const VERIFY_COLUMNS_ALL: usize = 5_000;
+
 /// Characters shown of a column's value.
 pub const VERIFY_VALUE_SHOWN: usize = 200;
 

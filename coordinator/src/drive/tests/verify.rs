@@ -5,7 +5,9 @@ use steep_protocol::message::agent::{
     WorkUnit,
 };
 use steep_protocol::message::api::Order;
-use steep_protocol::message::verify::{RowValues, TableReport, VerifyReport, VerifySpec};
+use steep_protocol::message::verify::{
+    Comparing, RowValues, TableReport, VerifyReport, VerifySpec,
+};
 use steep_protocol::{FaultKind, Phase, TableName};
 use tokio::sync::watch;
 
@@ -18,6 +20,7 @@ type Feed = watch::Receiver<VerifyFeed>;
 
 fn verify(world: &mut World, a: &str, b: &str) -> Feed {
     let order = Order::Verify(Box::new(VerifySpec {
+        comparing: Comparing::Equality,
         node_a: node(a),
         node_b: node(b),
         tables: Vec::new(),

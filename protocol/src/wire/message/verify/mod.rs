@@ -33,6 +33,15 @@ pub enum RowValues {
     Shown,
 }
 
+/// What is wanted of the rows of two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Comparing {
+    /// Whether the second node has the rows of the first.
+    Equality,
+    /// What becomes of them if they are merged: rows are told apart by keys alone, and columns that differ are counted.
+    Overlap,
+}
+
 /// What an operator wants compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifySpec {
@@ -40,6 +49,8 @@ pub struct VerifySpec {
     pub node_a: NodeId,
     /// The node that is compared with it.
     pub node_b: NodeId,
+    /// What for.
+    pub comparing: Comparing,
     /// Which tables; where empty, those that are replicated between the two, or else all.
     pub tables: Vec<TableName>,
     /// What is shown of rows that differ.
@@ -55,6 +66,8 @@ pub struct VerifySpec {
 pub struct VerifyTables {
     /// The other node's agent.
     pub source: PeerAddress,
+    /// See [`VerifySpec::comparing`].
+    pub comparing: Comparing,
     /// See [`VerifySpec::tables`].
     pub tables: Vec<TableName>,
     /// See [`VerifySpec::values`].
@@ -94,7 +107,7 @@ pub enum VerifyAsk {
     LookUp(Vec<RowKey>),
     /// The columns of rows by key. Answered with [`VerifyReply::Columns`].
     Columns {
-        /// The rows; at most [`crate::limits::VERIFY_EXAMPLES`].
+        /// The rows: one, or as many as have [`crate::limits::VERIFY_CELLS`] columns.
         keys: Vec<RowKey>,
         /// Whether to include values.
         values: RowValues,

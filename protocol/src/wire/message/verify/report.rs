@@ -49,6 +49,8 @@ pub struct TableReport {
     pub different: u64,
     /// Rows that changed too often to be compared.
     pub changing: u64,
+    /// How many of the rows with the same key differ in which column, the most first; of an overlap.
+    pub columns: Vec<(Identifier, u64)>,
     /// Some of the rows that differ.
     pub examples: Vec<RowDifference>,
 }
@@ -67,6 +69,7 @@ impl TableReport {
             extra: 0,
             different: 0,
             changing: 0,
+            columns: Vec::new(),
             examples: Vec::new(),
         }
     }
@@ -75,6 +78,13 @@ impl TableReport {
     #[must_use]
     pub fn is_equal(&self) -> bool {
         self.problem.is_none() && self.differences() == 0
+    }
+
+    /// Rows that both nodes have, with the same columns.
+    #[must_use]
+    pub fn equal_rows(&self) -> u64 {
+        let others = self.missing + self.different + self.changing;
+        self.rows_a.saturating_sub(others)
     }
 
     /// Rows that differ.
@@ -108,6 +118,7 @@ impl TableReport {
         self.problem = self.problem.take().map(|problem| match problem {
             TableProblem::OnlyOnA => TableProblem::OnlyOnB,
             TableProblem::OnlyOnB => TableProblem::OnlyOnA,
+            TableProblem::NoKey => TableProblem::NoKey,
             TableProblem::Columns { only_a, only_b } => TableProblem::Columns {
                 only_a: only_b,
                 only_b: only_a,
@@ -135,6 +146,8 @@ pub enum TableProblem {
     OnlyOnA,
     /// Only the second node has it.
     OnlyOnB,
+    /// No key is unique on both nodes, so nobody can say which rows are the same.
+    NoKey,
     /// Its columns are not the same.
     Columns {
         /// Columns that only the first node has.

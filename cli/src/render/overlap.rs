@@ -1,0 +1,127 @@
+//! The rows that two nodes have in common: as text and as JSON.
+
+use serde_json::{Value, json};
+use steep_protocol::message::verify::{DifferenceKind, TableProblem, TableReport, VerifyReport};
+
+use super::table::table;
+use super::verify::{
+    Nodes, difference, example_json, extend, notes, problem_json, problem_text, relation,
+};
+use super::{Paint, clean};
+use crate::units::count;
+
+/// Every table, then what conflicts in which columns, with some of the rows.
+pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> String {
+    let (a, b) = nodes;
+    let header = [
+        "TABLE",
+        "ROWS A",
+        "ROWS B",
+        "ONLY A",
+        "ONLY B",
+        "EQUAL",
+        "CONFLICTS",
+    ];
+    let rows: Vec<Vec<String>> = report.tables.iter().map(|t| row(t, nodes, paint)).collect();
+    let mut text = match rows.is_empty() {
+        true => format!("{}\n", paint.yellow("there are no tables to compare")),
+        false => table(&header, &rows, paint),
+    };
+    for table in report.tables.iter().filter(|t| !t.examples.is_empty()) {
+        let name = paint.bold(&clean(&table.name.to_string()));
+        text.push_str(&format!("\n{name}\n"));
+        let columns: Vec<String> = table
+            .columns
+            .iter()
+            .map(|(column, rows)| format!("{} {}", clean(column.as_str()), count(*rows)))
+            .collect();
+        if !columns.is_empty() {
+            text.push_str(&format!("  conflicts by column: {}\n", columns.join(", ")));
+        }
+        for example in &table.examples {
+            let kind = match example.kind {
+                DifferenceKind::Missing => format!("only on {a}"),
+                DifferenceKind::Extra => format!("only on {b}"),
+                DifferenceKind::Different => "conflict".to_owned(),
+            };
+            let row = difference(table, example, nodes);
+            text.push_str(&format!("  {kind}  {row}\n"));
+        }
+        let shown = table.examples.len() as u64;
+        let more = table.differences().saturating_sub(shown);
+        if more > 0 {
+            text.push_str(&format!("  and {} more\n", count(more)));
+        }
+    }
+    let notes = notes(report, nodes);
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    for note in notes {
+        text.push_str(&format!("{}\n", paint.yellow(&note)));
+    }
+    text
+}
+
+fn row(table: &TableReport, nodes: Nodes<'_>, paint: Paint) -> Vec<String> {
+    let name = clean(&table.name.to_string());
+    if let Some(problem) = &table.problem {
+        let none = || "-".to_owned();
+        let problem = paint.red(&problem_text(problem, nodes));
+        return vec![name, none(), none(), none(), none(), none(), problem];
+    }
+    let conflicts = count(table.different);
+    vec![
+        name,
+        count(table.rows_a),
+        count(table.rows_b),
+        count(table.missing),
+        count(table.extra),
+        count(table.equal_rows()),
+        match table.different {
+            0 => conflicts,
+            _ => paint.red(&conflicts),
+        },
+    ]
+}
+
+/// The tables that were refused for want of a key.
+pub(crate) fn refused(report: &VerifyReport) -> Vec<String> {
+    let keyless = |table: &&TableReport| table.problem == Some(TableProblem::NoKey);
+    let keyless = report.tables.iter().filter(keyless);
+    keyless
+        .map(|table| clean(&table.name.to_string()))
+        .collect()
+}
+
+/// `{"tables":[…]}`, then how the two nodes hang together.
+pub(crate) fn json(report: &VerifyReport) -> Value {
+    json!({
+        "tables": report.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "relation": relation(report.relation),
+    })
+}
+
+fn table_json(table: &TableReport) -> Value {
+    let columns = table.columns.iter();
+    let columns: serde_json::Map<String, Value> = columns
+        .map(|(column, rows)| (column.as_str().to_owned(), Value::from(*rows)))
+        .collect();
+    let examples = table.examples.iter().map(|e| example_json(table, e));
+    let mut view = json!({
+        "schema": table.name.schema,
+        "table": table.name.table,
+        "rows_a": table.rows_a,
+        "rows_b": table.rows_b,
+        "only_a": table.missing,
+        "only_b": table.extra,
+        "equal": table.equal_rows(),
+        "conflicts": table.different,
+        "changing": table.changing,
+        "key": table.key,
+        "conflicts_by_column": columns,
+        "examples": examples.collect::<Vec<_>>(),
+    });
+    extend(&mut view, problem_json(table.problem.as_ref()));
+    view
+}
