@@ -1,8 +1,10 @@
 //! Claims about nodes that stop following for good, and about sequences that are kept up until then.
 
-use steep_protocol::message::agent::{AgentMessage, Observed, SequencesRaised};
+use steep_protocol::message::agent::{
+    AgentMessage, Observed, ProgressReport, SequencesRaised, WorkProgress, WorkUnit,
+};
 use steep_protocol::message::api::{AbsentSource, ApiReply, DetachSpec, Order};
-use steep_protocol::{Fault, FaultKind, NodeState};
+use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
 use super::world::*;
 use super::*;
@@ -28,6 +30,23 @@ fn synchronized(world: &mut World) -> JobId {
 fn count(world: &mut World, event: &str) -> usize {
     let events = world.events("b").into_iter();
     events.filter(|known| known.event == event).count()
+}
+
+fn catching_up(job: JobId) -> ProgressReport {
+    let work = WorkProgress {
+        done: 1,
+        total: 2,
+        unit: WorkUnit::Bytes,
+        current: None,
+        workers: 1,
+    };
+    ProgressReport {
+        job,
+        phase: Phase::CatchUp,
+        active: Vec::new(),
+        work: Some(work),
+        retries: 0,
+    }
 }
 
 /// The names of the commands that a node got since `from`.
@@ -92,9 +111,13 @@ fn a_detached_node_sets_its_sequences_before_the_slot_goes_and_says_from_whom_it
 fn a_wait_that_fails_changes_nothing() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    synchronized(&mut world);
+    let job = synchronized(&mut world);
     let mut answer = world.ask_later(detach(Some(5), AbsentSource::Refuse));
-    world.skip(6);
+    // The limit is the operator's, whatever the source's agent tells meanwhile.
+    for _ in 0..3 {
+        world.skip(2);
+        world.say("a", AgentMessage::Progress(catching_up(job)));
+    }
     let fault = answer.try_recv().unwrap().unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     assert!(fault.message.contains("77 bytes"), "{fault}");
