@@ -84,5 +84,5 @@ fn lost(agent: &SourceAgent, fault: Fault) -> Fault {
     let message = format!("no answer from the agent of {node}: {}", fault.message);
     Fault { message, ..fault }
         .on(node)
-        .hint("check that it runs, see steep-repl nodes; then run steep-repl verify again")
+        .hint(Fault::ONCE_IT_IS_BACK)
 }

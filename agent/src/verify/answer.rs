@@ -177,7 +177,7 @@ impl Answerer {
                 table.name
             );
             self.refused(text)
-                .hint("run steep-repl verify again")
+                .hint("run the command again")
                 .at(&table.name)
         })?;
         Ok((leaf, reading))
@@ -284,8 +284,7 @@ impl Answerer {
             Err(error) if error.is(&SqlState::QUERY_CANCELED) => return Ok(None),
             Err(error) if error.is_locked() => {
                 let fault = error.to_fault(&self.node);
-                let hint =
-                    "somebody alters the table: run steep-repl verify again when that is over";
+                let hint = "somebody alters the table: run the command again when that is over";
                 return Err(named(fault.hint(hint)));
             }
             Err(error) => return Err(named(error.to_fault(&self.node))),

@@ -122,7 +122,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let text =
             format!("the subscription to {a} is connected and has confirmed nothing for {limit} s");
         Fault::new(FaultKind::Timeout, text).on(b).hint(format!(
-            "see steep-repl status {b} for what holds it up; once it has caught up, run steep-repl verify again"
+            "see steep-repl status {b} for what holds it up; once it has caught up, run the command again"
         ))
     }
 }

@@ -153,7 +153,7 @@ impl<D: Dial> Pool<D> {
                 VerifyReply::Opened(None) => {
                     let text = format!("{} was dropped during the comparison", of.table);
                     let fault = Fault::new(FaultKind::Failed, text).on(&self.node);
-                    return Err(fault.at(&of.table).hint("run steep-repl verify again"));
+                    return Err(fault.at(&of.table).hint("run the command again"));
                 }
                 _ => return Err(self.unexpected()),
             }

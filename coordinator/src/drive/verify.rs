@@ -182,13 +182,6 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
-        let fault = match fault.kind {
-            FaultKind::Unreachable if fault.hint.is_empty() => fault.hint(format!(
-                "check that it runs, see steep-repl nodes; then run steep-repl {} again",
-                command_of(verification.spec.comparing)
-            )),
-            _ => fault,
-        };
         let event = match verification.spec.comparing {
             Comparing::Equality => "verify.failed",
             Comparing::Overlap => "overlap.failed",

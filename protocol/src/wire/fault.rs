@@ -100,6 +100,10 @@ impl Fault {
         }
     }
 
+    /// The hint of a command whose agent is gone.
+    pub const ONCE_IT_IS_BACK: &'static str =
+        "check that its agent runs, see steep-repl nodes; then run the command again";
+
     /// Of an agent whose answer does not belong to the question.
     #[must_use]
     pub fn unexpected_answer(from: &NodeId) -> Self {

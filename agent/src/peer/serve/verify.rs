@@ -52,9 +52,12 @@ impl Server {
     fn admitted_rows(&self, peer: &NodeId, job: JobId) -> Result<RowValues, Fault> {
         let entry = self.jobs.get(job).filter(|entry| entry.target == *peer);
         entry.and_then(|entry| entry.compares).ok_or_else(|| {
-            let text = format!("{peer} may not compare rows with {} under job {job}", self.node);
+            let text = format!(
+                "{peer} may not compare rows with {} under job {job}",
+                self.node
+            );
             Fault::new(FaultKind::Unauthorized, text).on(&self.node).hint(
-                "its agent may have been restarted, which ends a comparison: run steep-repl verify again",
+                "its agent may have been restarted, which ends a comparison: run the command again",
             )
         })
     }

@@ -111,6 +111,7 @@ impl<S: Store> Driver<S> {
     pub(in crate::drive) fn queries_lost(&mut self, node: &NodeId, now: Timestamp) {
         let text = "the agent disconnected before it answered";
         let fault = Fault::new(FaultKind::Unreachable, text).on(node);
+        let fault = fault.hint(Fault::ONCE_IT_IS_BACK);
         let lost = |query: &AgentQuery| {
             query
                 .needs(node)
