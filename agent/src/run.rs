@@ -27,7 +27,7 @@ use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
 use crate::session::{
-    Agent, Control, Coordinator, DigestWatcher, ChangeWatch, Looked, Observer, PreparedWatch,
+    Agent, ChangeWatch, Control, Coordinator, DigestWatcher, Looked, Observer, PreparedWatch,
     Queues, Readings, Seen, overdue,
 };
 use crate::shutdown::Shutdown;

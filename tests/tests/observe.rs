@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 45] = [
+const ELSEWHERE: [&str; 47] = [
     "verify.completed",
     "verify.failed",
     "init.adjusted",
@@ -259,6 +259,8 @@ const ELSEWHERE: [&str; 45] = [
     "mirror.failed",
     "init.slot_prepared",
     "init.slot_expired",
+    "snapshot.adopted",
+    "snapshot.not_adopted",
     "snapshot.started",
     "snapshot.not_spooled",
     "snapshot.opened",

@@ -31,7 +31,7 @@ impl<S: Store> Driver<S> {
         }
         for one in recorded {
             let (id, fate) = (one.snapshot, one.fate);
-            if self.forgotten.contains(&id) {
+            if !self.snapshots.contains_key(&id) && self.forgotten.contains(&id) {
                 continue;
             }
             match self.why_not(node, &one) {

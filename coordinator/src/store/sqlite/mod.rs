@@ -23,9 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use steep_protocol::message::agent::{PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
-use steep_protocol::{
-    ByteCount, JobId, NodeId, PartNo, RowCount, SnapshotId, TableName, TableNo,
-};
+use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, SnapshotId, TableName, TableNo};
 
 use super::{
     AuditDue, EventQuery, Loaded, NodeRecord, SAMPLES_MAX, Store, StoreError, StoredJob,

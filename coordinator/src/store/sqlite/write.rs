@@ -37,9 +37,7 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             let values = params![snapshot.id.to_string(), to_json(snapshot)?];
             execute(transaction, sql, values)
         }
-        Write::SnapshotForgotten(snapshot) => {
-            forget_snapshot(transaction, &snapshot.to_string())
-        }
+        Write::SnapshotForgotten(snapshot) => forget_snapshot(transaction, &snapshot.to_string()),
         Write::Job(job) => put_job(transaction, job),
         Write::NextCommand(next) => {
             let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";

@@ -124,7 +124,9 @@ impl RecordedSnapshot {
         (1..=LOCATION_MAX).contains(&location)
             && operator.len() <= OPERATOR_MAX
             && (1..=limits::WORKERS_MAX).contains(&spec.parallel)
-            && spec.keep.is_none_or(|keep| (1..=SNAPSHOTS_MAX).contains(&keep.into()))
+            && spec
+                .keep
+                .is_none_or(|keep| (1..=SNAPSHOTS_MAX).contains(&keep.into()))
     }
 }
 
