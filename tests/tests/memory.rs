@@ -226,7 +226,7 @@ fn a_coordinator_without_memory_goes_on_with_stored_snapshots_as_they_were() -> 
         "the slot of node_b alone is left"
     );
     ensure!(source.value::<u32>("SELECT count(*) FROM steep_repl.snapshots")? == 0);
-    let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
-    cluster.cli(&cancel)?.expect(0)?;
+    let detach = ["detach", "--node", "node_b", "--yes"];
+    cluster.cli(&detach)?.expect(0)?;
     residue::of_jobs(&source)?.none()
 }

@@ -189,5 +189,9 @@ fn an_agent_cannot_fill_the_memory_of_the_coordinator_with_records() {
         world.say("a", AgentMessage::Recorded(half.to_vec()));
     }
     assert_eq!(list(&mut world).len(), SNAPSHOTS_MAX);
-    assert_eq!(world.driver.not_adopted.len(), 1, "the one too many is told of");
+    assert_eq!(
+        world.driver.not_adopted.len(),
+        1,
+        "the one too many is told of"
+    );
 }
