@@ -27,7 +27,7 @@ use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
 use crate::session::{
-    Agent, Control, Coordinator, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch,
+    Agent, ChangeWatch, Control, Coordinator, DigestWatcher, Looked, Observer, PreparedWatch,
     Queues, Readings, Seen, overdue,
 };
 use crate::shutdown::Shutdown;
@@ -196,6 +196,7 @@ fn observe(
     let (seen, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let (lineage_sender, lineage) = watch::channel(None);
+    let (recorded_sender, recorded) = watch::channel(None);
     let (looked_sender, looked) = watch::channel(Looked::default());
     let (lock_sender, locks) = watch::channel(Vec::new());
     let look_at_columns = Arc::new(Notify::new());
@@ -219,7 +220,8 @@ fn observe(
         jobs: Arc::clone(&agent.jobs),
         seen,
         prepared: PreparedWatch::new(prepared_sender),
-        lineage: LineageWatch::new(lineage_sender),
+        lineage: ChangeWatch::new(lineage_sender),
+        recorded: ChangeWatch::new(recorded_sender),
         mirror,
         audit,
         reports: Arc::clone(&agent.reports),
@@ -232,6 +234,7 @@ fn observe(
         observed,
         prepared,
         lineage,
+        recorded,
     }
 }
 

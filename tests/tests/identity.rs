@@ -1,5 +1,5 @@
 //! Identities: nodes are told apart by their databases, not by their names; whose changes reach
-//! whom; what a coordinator without its store finds; and nodes that are gone.
+//! whom; and nodes that are gone.
 
 use std::process::Command;
 use std::time::Duration;
@@ -206,108 +206,6 @@ fn a_replication_conninfo_that_leads_elsewhere_is_found_before_anything_is_copie
     cluster.wait_online(&["node_a"])?;
     cluster.init(&[])?.expect(0)?;
     Ok(())
-}
-
-/// The coordinator loses its store.
-fn forget(cluster: &mut Cluster) -> Result<()> {
-    cluster.kill_coordinator()?;
-    std::fs::remove_dir_all(cluster.dir().join("coordinator"))?;
-    cluster.start_coordinator()?;
-    cluster.wait_online(&["node_a", "node_b"])
-}
-
-#[test]
-fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made() -> Result<()> {
-    let mut cluster = Cluster::pair()?;
-    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    source.sql(TABLE)?;
-    cluster.init(&[])?.expect(0)?;
-    forget(&mut cluster)?;
-    cluster.wait_state("node_b", &["synchronized"], NOTICE_LIMIT)?;
-    let view = cluster.node_view("node_b")?.context("node_b")?;
-    ensure!(view["source_node"] == "node_a", "{view}");
-    source.sql("INSERT INTO kept VALUES (5000, 'late')")?;
-    cluster.wait_drained("node_a")?;
-    compare::rows(&source, &target)?.none()?;
-    let refused = cluster.init(&["--force"])?.expect(1)?.text();
-    ensure!(refused.contains("already synchronized"), "{refused}");
-    let found = findings(&cluster, &["node_b", "--from", "node_a", "--force"])?;
-    ensure!(
-        found
-            .iter()
-            .any(|(code, what)| code == "live_subscription" && what.contains("public.kept")),
-        "{found:?}"
-    );
-    let clean = [
-        "init",
-        "cancel",
-        "--node",
-        "node_b",
-        "--force-cleanup",
-        "--yes",
-    ];
-    cluster.cli(&clean)?.expect(0)?;
-    cluster.wait_state("node_b", &["uninitialized"], NOTICE_LIMIT)?;
-    residue::of_jobs(&source)?.none()?;
-    residue::of_jobs(&target)?.none()?;
-    compare::rows(&source, &target)?.none()?;
-
-    // A job that is running when the store is lost.
-    source.sql("INSERT INTO kept SELECT n, repeat(md5(n::text), 30) FROM generate_series(6000, 26000) AS n")?;
-    let slowly = ["--force", "--detach", "--max-rate", "1MB"];
-    cluster.init(&slowly)?.expect(0)?;
-    cluster.wait_copying("node_b")?;
-    forget(&mut cluster)?;
-    cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
-    let refused = cluster.init(&["--force"])?;
-    ensure!(
-        refused.code != 0 && refused.text().contains("does not remember"),
-        "{refused}"
-    );
-    let refused = cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
-    ensure!(
-        refused.code == 1 && refused.text().contains("--force-cleanup"),
-        "{refused}"
-    );
-    cluster.cli(&clean)?.expect(0)?;
-    residue::of_jobs(&source)?.none()?;
-    residue::of_jobs(&target)?.none()?;
-    ensure!(
-        target.value::<i64>("SELECT count(*) FROM kept")? == 0,
-        "rows of the job are left"
-    );
-
-    // The same with a snapshot of its own, which nobody remembers either: its slots are the source's.
-    let spooled = [
-        "--force",
-        "--detach",
-        "--max-rate",
-        "1MB",
-        "--method",
-        "two-phase",
-    ];
-    cluster.init(&spooled)?.expect(0)?;
-    cluster.wait_copying("node_b")?;
-    forget(&mut cluster)?;
-    cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
-    cluster.cli(&clean)?.expect(0)?;
-    residue::of_jobs(&target)?.none()?;
-    ensure!(
-        source.value::<u32>(OURS)? == 1,
-        "the template alone is left"
-    );
-    let clean = [
-        "init",
-        "cancel",
-        "--node",
-        "node_a",
-        "--force-cleanup",
-        "--yes",
-    ];
-    cluster.cli(&clean)?.expect(0)?;
-    residue::of_jobs(&source)?.none()?;
-    cluster.init(&["--force"])?.expect(0)?;
-    compare::rows(&source, &target)?.none()
 }
 
 #[test]

@@ -261,6 +261,8 @@ const ELSEWHERE: [&str; 47] = [
     "mirror.failed",
     "init.slot_prepared",
     "init.slot_expired",
+    "snapshot.adopted",
+    "snapshot.not_adopted",
     "snapshot.started",
     "snapshot.not_spooled",
     "snapshot.opened",

@@ -131,8 +131,10 @@ fn an_expired_snapshot_goes_with_slot_publication_and_files() -> Result<()> {
     let made = generate(&cluster, &place, &["--expires", "2s"])?;
     let id = id(&made)?;
     wait::until_true("the snapshot to expire", LIMIT, || {
-        Ok(show(&cluster, &id)?["state"] == "expired" && !place.join("manifest.json").exists())
+        let recorded = source.value::<u32>("SELECT count(*) FROM steep_repl.snapshots")?;
+        Ok(show(&cluster, &id)?["state"] == "expired" && recorded == 0)
     })?;
+    assert!(!place.join("manifest.json").exists());
     nothing_is_left(&source)?;
     let events = cluster.cli(&["events", "node_a", "--json"])?.expect(0)?;
     for event in ["snapshot.generated", "snapshot.expired"] {

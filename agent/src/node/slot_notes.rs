@@ -14,8 +14,8 @@ use crate::pg::{OwnSchema, PgError, Session};
 const READABLE: &str = "SELECT coalesce(has_schema_privilege(to_regnamespace('steep_repl'), 'USAGE') \
      AND has_table_privilege(to_regclass('steep_repl.init_slots'), 'SELECT'), false)";
 
-/// Deletes the note of a prepared slot, and the record of the snapshot that it is the template of.
-/// Idempotent.
+/// Deletes the note of a prepared slot, and the record of a snapshot of jobs that it is the template of. That of an
+/// operator's snapshot stays as long as its files. Idempotent.
 pub(crate) async fn forget(session: &Session, replication: &Replication) -> Result<(), PgError> {
     if readable(session).await? {
         let sql = "DELETE FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2";
@@ -23,7 +23,9 @@ pub(crate) async fn forget(session: &Session, replication: &Replication) -> Resu
         session
             .execute(sql, &[&replication.slot.as_str(), &job])
             .await?;
-        let sql = "DELETE FROM steep_repl.snapshots WHERE slot_name = $1";
+        // As JSON, since a schema of an older version has no such column.
+        let sql = "DELETE FROM steep_repl.snapshots s \
+             WHERE slot_name = $1 AND to_jsonb(s) ->> 'request' IS NULL";
         session.execute(sql, &[&replication.slot.as_str()]).await?;
     }
     Ok(())

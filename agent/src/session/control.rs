@@ -12,6 +12,7 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::lineage::Lineage;
+use steep_protocol::message::snapshot::RecordedSnapshot;
 use steep_protocol::quic::{Expect, Receiver, Sender};
 use steep_protocol::report_interval::{Cadence, News, ReportInterval};
 use steep_protocol::{CommandId, Fault, FaultKind, Retry};
@@ -50,6 +51,8 @@ pub(crate) struct Seen {
     pub(crate) prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
     /// `None` until first read.
     pub(crate) lineage: watch::Receiver<Option<Lineage>>,
+    /// `None` until first read.
+    pub(crate) recorded: watch::Receiver<Option<Vec<RecordedSnapshot>>>,
 }
 
 /// Rows for this node's `steep_repl` tables.
@@ -275,6 +278,7 @@ impl Control {
         }
         self.seen.prepared.mark_changed();
         self.seen.lineage.mark_changed();
+        self.seen.recorded.mark_changed();
         let mut news = self.agent.reports.news();
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
@@ -331,6 +335,15 @@ impl Control {
                     let lineage = self.seen.lineage.borrow_and_update().clone();
                     if let Some(lineage) = lineage {
                         send(speech.sender, &AgentMessage::Lineage(Box::new(lineage))).await?;
+                    }
+                }
+                changed = self.seen.recorded.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let recorded = self.seen.recorded.borrow_and_update().clone();
+                    if let Some(recorded) = recorded {
+                        send(speech.sender, &AgentMessage::Recorded(recorded)).await?;
                     }
                 }
             }

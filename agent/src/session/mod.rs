@@ -27,6 +27,6 @@ pub(crate) use control::{Control, Coordinator, Queues, Seen};
 pub(crate) use digests::{DigestWatcher, Looked};
 pub(crate) use dispatch::Agent;
 pub(crate) use drainer::overdue;
-pub(crate) use observe::{LineageWatch, Observer, PreparedWatch};
+pub(crate) use observe::{ChangeWatch, Observer, PreparedWatch};
 pub(crate) use readings::Readings;
 pub(crate) use report::Reports;

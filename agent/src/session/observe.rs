@@ -8,6 +8,7 @@ use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, Publicat
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::message::lineage::Lineage;
+use steep_protocol::message::snapshot::RecordedSnapshot;
 use steep_protocol::report_interval::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
@@ -23,6 +24,7 @@ use crate::pg::{Conninfo, PgError, Session};
 use crate::replication::prepared::{self, Dropped, Unwanted};
 use crate::replication::subscription;
 use crate::snapshot::{SourceJobs, published, slot};
+use crate::stored::record;
 
 /// A slower look counts as a server that does not answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,8 +32,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the WAL held by prepared slots is reported where nothing else changes.
 const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the node's lineage is read where no replication of ours came or went.
-const LINEAGE_EVERY: Duration = Duration::from_secs(5);
+/// How often the node's lineage and its records of snapshots are read where no replication of ours came or went.
+const READ_EVERY: Duration = Duration::from_secs(5);
 
 /// Also writes this node's row to its `steep_repl` tables, since both want one quiet connection.
 #[derive(Debug)]
@@ -41,7 +43,8 @@ pub(crate) struct Observer {
     pub(crate) jobs: Arc<SourceJobs>,
     pub(crate) seen: watch::Sender<Observed>,
     pub(crate) prepared: PreparedWatch,
-    pub(crate) lineage: LineageWatch,
+    pub(crate) lineage: ChangeWatch<Lineage>,
+    pub(crate) recorded: ChangeWatch<Vec<RecordedSnapshot>>,
     pub(crate) mirror: mpsc::Receiver<MirrorRow>,
     pub(crate) audit: mpsc::Receiver<AuditView>,
     /// Notified of entries written to the audit log.
@@ -107,6 +110,7 @@ impl Observer {
                 if signs.replace(&observed) || back {
                     self.look_at_columns.notify_one();
                     self.lineage.read = None;
+                    self.recorded.read = None;
                 }
             }
             self.seen.send_replace(observed);
@@ -159,6 +163,13 @@ impl Observer {
             match facts::lineage(session, &self.node).await {
                 Ok(lineage) => self.lineage.take(lineage),
                 Err(error) if error.sqlstate().is_some() => debug!(%error, "lineage not read"),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.recorded.is_due() {
+            match record::recorded(session, &self.node).await {
+                Ok(recorded) => self.recorded.take(recorded),
+                Err(error) if error.sqlstate().is_some() => debug!(%error, "snapshots not read"),
                 Err(error) => return Err(error),
             }
         }
@@ -319,28 +330,28 @@ impl PreparedWatch {
     }
 }
 
-/// Reports the node's lineage when it changes.
+/// Reports what changes rarely, when it changes.
 #[derive(Debug)]
-pub(crate) struct LineageWatch {
+pub(crate) struct ChangeWatch<T> {
     read: Option<Instant>,
-    seen: watch::Sender<Option<Lineage>>,
+    seen: watch::Sender<Option<T>>,
 }
 
-impl LineageWatch {
-    pub(crate) fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
+impl<T: PartialEq> ChangeWatch<T> {
+    pub(crate) fn new(seen: watch::Sender<Option<T>>) -> Self {
         Self { read: None, seen }
     }
 
     fn is_due(&self) -> bool {
-        self.read.is_none_or(|at| at.elapsed() >= LINEAGE_EVERY)
+        self.read.is_none_or(|at| at.elapsed() >= READ_EVERY)
     }
 
-    fn take(&mut self, lineage: Lineage) {
+    fn take(&mut self, newest: T) {
         self.read = Some(Instant::now());
         self.seen.send_if_modified(|known| {
-            let news = known.as_ref() != Some(&lineage);
+            let news = known.as_ref() != Some(&newest);
             if news {
-                *known = Some(lineage);
+                *known = Some(newest);
             }
             news
         });

@@ -10,7 +10,7 @@ use steep_protocol::message::snapshot::{Compared, VerifiedSnapshot};
 use steep_protocol::{Fault, FaultKind, Phase, SnapshotId};
 use tracing::{info, warn};
 
-use super::{fault, locate};
+use super::{fault, locate, record};
 use crate::snapshot::slot;
 use crate::task::Task;
 
@@ -69,13 +69,18 @@ pub(crate) async fn verify(
     })
 }
 
-/// Removes a snapshot's slot, publication, record and files, if it was stored. Idempotent. The slot goes
-/// first: it keeps WAL.
+/// Removes a snapshot's slot, publication, files, if it was stored, and record. Idempotent. The slot goes
+/// first: it keeps WAL. The record goes last: without it, nobody would know of files that are left.
 pub(crate) async fn delete(task: &Task, location: Option<&str>) -> Result<(), Fault> {
+    record::removal_begins(task).await?;
     slot::cleanup(task, None).await?;
-    let Some(location) = location else {
-        return Ok(());
-    };
+    if let Some(location) = location {
+        delete_files(task, location).await?;
+    }
+    record::removed(task).await
+}
+
+async fn delete_files(task: &Task, location: &str) -> Result<(), Fault> {
     let place = locate(location, &task.node)?;
     let snapshot = SnapshotId(task.replication.id.0);
     // A part may still be on its way out of it.

@@ -86,7 +86,7 @@ pub(crate) async fn store(
     // Nothing more is read under the snapshot: the source's transaction ends.
     open.close().await;
     let of = (&location, archive.manifest());
-    let sealed = seal(task, &session, of, request.expires_seconds).await;
+    let sealed = seal(task, &session, of, &request).await;
     session.give_back().await;
     sealed
 }
@@ -168,9 +168,10 @@ async fn seal(
     task: &Task,
     session: &Session,
     (location, manifest): (&Location, &Manifest),
-    expires_seconds: u64,
+    request: &StoreSnapshot,
 ) -> Result<SealedSnapshot, Fault> {
-    let recorded = record::sealed(session, task, (location, manifest), expires_seconds).await;
+    let with = (request.expires_seconds, request.order.as_deref());
+    let recorded = record::sealed(session, task, (location, manifest), with).await;
     let expires_at = recorded.map_err(|error| task.fault(error))?;
     let totals = &manifest.totals;
     let sum = manifest.checksum.ok_or_else(|| {

@@ -213,6 +213,7 @@ impl<S: Store> Driver<S> {
             }
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),
             AgentMessage::Lineage(lineage) => self.on_lineage(node, lineage, now),
+            AgentMessage::Recorded(recorded) => self.on_recorded(node, recorded, now),
             AgentMessage::Observed(observed) => {
                 let version = match observed.postgres {
                     Some(Ok(version)) => Some(version),

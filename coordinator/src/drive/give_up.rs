@@ -204,6 +204,7 @@ impl<S: Store> Driver<S> {
         self.unseen.remove(node);
         self.audit_due.remove(node);
         self.aliases_told.retain(|(a, b)| a != node && b != node);
+        self.not_adopted.retain(|(on, _)| on != node);
         self.out.writes.push(Write::Forget(node.clone()));
         let note = Note::info("node.removed", format!("{node} is forgotten")).node(node);
         self.log(note.of(record.source.as_ref(), None), now);

@@ -326,6 +326,7 @@ impl<S: Store> Driver<S> {
             | AgentMessage::Audited { .. }
             | AgentMessage::Prepared(_)
             | AgentMessage::Lineage(_)
+            | AgentMessage::Recorded(_)
             | AgentMessage::SlotExpired { .. } => {}
         }
     }

@@ -56,7 +56,7 @@ mod watchers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -144,6 +144,10 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     /// Stored snapshots, and those being made.
     snapshots: BTreeMap<SnapshotId, snapshots::Stored>,
+    /// Snapshots that were forgotten, oldest first; at most [`FORGOTTEN_KEPT`](crate::store::FORGOTTEN_KEPT).
+    forgotten: VecDeque<SnapshotId>,
+    /// Records of snapshots, by the node that has reported them, that were refused and logged.
+    not_adopted: BTreeSet<(NodeId, SnapshotId)>,
     /// Open `doctor` requests, by the number in [`doctor::Look`].
     doctors: BTreeMap<u64, doctor::Doctor>,
     /// Requests to resume jobs whose snapshots are being looked at.
@@ -237,6 +241,8 @@ impl<S: Store> Driver<S> {
                 .into_iter()
                 .map(|snapshot| (snapshot.id, snapshots::Stored::of(snapshot)))
                 .collect(),
+            forgotten: loaded.forgotten.into(),
+            not_adopted: BTreeSet::new(),
             doctors: BTreeMap::new(),
             resuming: BTreeMap::new(),
             queries: Vec::new(),

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::encryption::Encrypt;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{Compression, JobSpec};
-use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState, StoreSpec};
+use steep_protocol::message::snapshot::{
+    RecordedSnapshot, SealedSnapshot, SnapshotOrder, SnapshotSpec, SnapshotState, StoreSpec,
+};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{CommandId, Fault, Lsn, SnapshotId};
 
@@ -164,6 +166,41 @@ impl Snapshot {
             incarnation: None,
             first_command,
             commands_issued: 0,
+        }
+    }
+
+    /// A complete snapshot of an operator, as its source's database records it.
+    #[must_use]
+    pub fn recorded(recorded: RecordedSnapshot, first_command: u64) -> Self {
+        let RecordedSnapshot { order, sealed, .. } = recorded;
+        let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let point = Point {
+            lsn: recorded.lsn,
+            tables: number(sealed.tables),
+            parts: number(sealed.parts),
+        };
+        Self {
+            stage: Stage::Sealed,
+            point: Some(point),
+            sealed: Some(sealed),
+            ended_at: Some(recorded.sealed_at),
+            ..Self::new(
+                recorded.snapshot,
+                order.spec,
+                &order.operator,
+                first_command,
+                order.asked_at,
+            )
+        }
+    }
+
+    /// What an operator has asked for.
+    #[must_use]
+    pub fn order(&self) -> SnapshotOrder {
+        SnapshotOrder {
+            spec: self.spec.clone(),
+            operator: self.operator.clone(),
+            asked_at: self.asked_at,
         }
     }
 

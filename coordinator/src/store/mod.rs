@@ -272,7 +272,7 @@ pub enum Write {
     Forget(NodeId),
     /// Inserts or replaces a snapshot.
     Snapshot(Box<Snapshot>),
-    /// Removes a snapshot.
+    /// Removes a snapshot, and keeps its id. Beyond [`FORGOTTEN_KEPT`], the oldest ids are dropped.
     SnapshotForgotten(SnapshotId),
     /// Inserts or replaces a job. A new job drops the plans of earlier jobs of its target.
     Job(Box<Job>),
@@ -358,6 +358,9 @@ pub const JOBS_KEPT: u32 = 50;
 /// Most audit entries kept: more than operators produce in years.
 pub const AUDIT_KEPT: u64 = 100_000;
 
+/// Most ids of forgotten snapshots kept: of a snapshot an hour, for longer than any is kept.
+pub const FORGOTTEN_KEPT: usize = 10_000;
+
 /// An audit entry that a node's audit log does not have yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditDue {
@@ -420,6 +423,8 @@ pub struct Loaded {
     pub open_jobs: Vec<Job>,
     /// Snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Snapshots that were forgotten, oldest first.
+    pub forgotten: Vec<SnapshotId>,
     /// The first unused command id.
     pub next_command: u64,
     /// The number of the next event.

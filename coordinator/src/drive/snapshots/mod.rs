@@ -2,11 +2,12 @@
 //!
 //! [`crate::snapshot::machine`] decides; this carries it out. A snapshot's commands have its own id in the
 //! place of a job's, and the template as their replication. [`orders`] are the operators' orders about
-//! stored ones, [`shared`] are those of several targets, [`templates`] their slots, [`views`] what is
+//! stored ones, [`recorded`] are those that only their sources know, [`shared`] are those of several targets, [`templates`] their slots, [`views`] what is
 //! shown.
 
 mod gauges;
 pub(super) mod orders;
+mod recorded;
 mod retention;
 mod shared;
 mod templates;
@@ -23,7 +24,7 @@ use super::log::{Level, Note};
 use super::{Driver, Ticket};
 use crate::snapshot::machine::{Budget, Effect, Event};
 use crate::snapshot::{Owner, Snapshot, Stage, Why, Work};
-use crate::store::{Store, Write};
+use crate::store::{FORGOTTEN_KEPT, Store, Write};
 
 /// After so many failures, some seconds, an operator who waits for a removal hears of them: what was just
 /// cancelled may hold the store for a moment.
@@ -64,6 +65,10 @@ impl<S: Store> Driver<S> {
     fn forget_snapshot(&mut self, id: SnapshotId) {
         self.snapshots.remove(&id);
         self.out.writes.push(Write::SnapshotForgotten(id));
+        if self.forgotten.len() >= FORGOTTEN_KEPT {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back(id);
     }
 
     /// The event of a job that has made its node from a stored snapshot.
@@ -379,6 +384,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             store: store.clone(),
             parallel: spec.parallel,
             expires_seconds: spec.expires_seconds,
+            order: (snapshot.owner == Owner::Operator).then(|| Box::new(snapshot.order())),
         }),
         // Without a store, nothing is stored.
         (Work::Open | Work::Store, store) => SourceCommand::Open(OpenSource {

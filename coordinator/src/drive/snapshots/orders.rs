@@ -149,7 +149,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Drops the oldest of too many snapshots of which nothing is left.
-    fn forget_old_snapshots(&mut self) {
+    pub(super) fn forget_old_snapshots(&mut self) {
         while self.snapshots.len() > SNAPSHOTS_MAX {
             let over = self.snapshots.values().map(|stored| &stored.snapshot);
             let oldest = over.filter(|s| s.is_over()).min_by_key(|s| s.asked_at);

@@ -16,22 +16,36 @@ impl<S: Store> Driver<S> {
     /// The agent has said which template slots its server has.
     pub(in crate::drive) fn check_templates(&mut self, node: &NodeId, now: Timestamp) {
         for id in self.snapshots_of(node) {
-            self.tell_wal_held(id, now);
-            let (Some(stored), Some(agent)) = (self.snapshots.get(&id), self.registry.get(node))
-            else {
-                continue;
-            };
-            if stored.snapshot.stage != Stage::Sealed {
-                continue;
+            self.check_template(id, now);
+        }
+    }
+
+    /// Looks at the template slot of a snapshot as it was last reported.
+    fn check_template(&mut self, id: SnapshotId, now: Timestamp) {
+        self.tell_wal_held(id, now);
+        let Some(stored) = self.snapshots.get(&id) else {
+            return;
+        };
+        let agent = self.registry.get(&stored.snapshot.spec.source);
+        let Some(agent) = agent.filter(|_| stored.snapshot.stage == Stage::Sealed) else {
+            return;
+        };
+        let why = match agent.template(id).map(|slot| &slot.state) {
+            None => "its note is gone".to_owned(),
+            Some(PreparedState::Lost(why)) => why.clone(),
+            Some(PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired) => {
+                return;
             }
-            let why = match agent.template(id).map(|slot| &slot.state) {
-                None => "its note is gone".to_owned(),
-                Some(PreparedState::Lost(why)) => why.clone(),
-                Some(PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired) => {
-                    continue;
-                }
-            };
-            self.step_snapshot(id, Event::SlotGone { why }, now);
+        };
+        self.step_snapshot(id, Event::SlotGone { why }, now);
+    }
+
+    /// The same for one that was just adopted. A slot that is not among those reported before may be newer than they.
+    pub(super) fn check_adopted(&mut self, id: SnapshotId, now: Timestamp) {
+        let stored = self.snapshots.get(&id);
+        let agent = stored.and_then(|s| self.registry.get(&s.snapshot.spec.source));
+        if agent.is_some_and(|agent| agent.template(id).is_some()) {
+            self.check_template(id, now);
         }
     }
 

@@ -10,6 +10,7 @@ mod identity;
 mod keeping;
 mod leftovers;
 mod missing;
+mod recorded;
 mod requests;
 mod shared;
 mod simulation;

@@ -101,7 +101,7 @@ pub(super) fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
     id
 }
 
-fn list(world: &mut World) -> Vec<SnapshotView> {
+pub(super) fn list(world: &mut World) -> Vec<SnapshotView> {
     let query = Query::Snapshots {
         snapshot: None,
         source: None,
@@ -113,7 +113,7 @@ fn list(world: &mut World) -> Vec<SnapshotView> {
 }
 
 /// What the agent of `a` reports of a template slot.
-fn template(id: SnapshotId, held: u64, limit: Option<u64>) -> PreparedSlot {
+pub(super) fn template(id: SnapshotId, held: u64, limit: Option<u64>) -> PreparedSlot {
     PreparedSlot {
         replication: Replication::template(id),
         wal_held: ByteCount(held),
@@ -122,7 +122,7 @@ fn template(id: SnapshotId, held: u64, limit: Option<u64>) -> PreparedSlot {
     }
 }
 
-fn events(world: &mut World, name: &str) -> usize {
+pub(super) fn events(world: &mut World, name: &str) -> usize {
     let events = world.events("a");
     events.iter().filter(|event| event.event == name).count()
 }

@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use steep_protocol::message::agent::{PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
-use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, TableNo};
+use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, SnapshotId, TableName, TableNo};
 
 use super::{
     AuditDue, EventQuery, Loaded, NodeRecord, SAMPLES_MAX, Store, StoreError, StoredJob,
@@ -121,6 +121,14 @@ impl SqliteStore {
         Ok(records)
     }
 
+    fn forgotten(&self) -> Result<Vec<SnapshotId>, StoreError> {
+        let sql = "SELECT snapshot FROM forgotten_snapshots ORDER BY seq";
+        let mut statement = self.connection.prepare(sql)?;
+        let ids = statement.query_map([], |row| row.get::<_, String>(0))?;
+        let parsed = ids.map(|id| Ok(id?.parse().ok()));
+        parsed.filter_map(Result::transpose).collect()
+    }
+
     fn audit_due(&self) -> Result<Vec<AuditDue>, StoreError> {
         let sql = "SELECT due.node, audit.record FROM audit_due due JOIN audit USING (seq) \
                    ORDER BY seq";
@@ -200,6 +208,7 @@ impl Store for SqliteStore {
                 "SELECT record FROM snapshots ORDER BY snapshot",
                 &[],
             )?,
+            forgotten: self.forgotten()?,
             next_command,
             next_event: self.next_number("events")?,
             next_audit: self.next_number("audit")?,

@@ -79,6 +79,12 @@ pub(super) const MIGRATIONS: &[&str] = &[
     UPDATE meta SET value = max(value, (unixepoch() - 1600000000) * 4294967296)
     WHERE key = 'next_command';
 ",
+    // Agents may still report what was forgotten. The number says which came first.
+    "
+    CREATE TABLE forgotten_snapshots (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, snapshot TEXT NOT NULL UNIQUE
+    );
+",
 ];
 
 /// Opens the store in that file, which exists and may be empty.

@@ -11,7 +11,9 @@ use steep_protocol::{JobId, NodeId};
 use super::{execute, signed, to_json};
 use crate::job::progress::Mark;
 use crate::job::{Job, Stage};
-use crate::store::{AUDIT_KEPT, EVENTS_KEPT, JOBS_KEPT, SAMPLES_MAX, StoreError, TableSum, Write};
+use crate::store::{
+    AUDIT_KEPT, EVENTS_KEPT, FORGOTTEN_KEPT, JOBS_KEPT, SAMPLES_MAX, StoreError, TableSum, Write,
+};
 
 /// Old events and audit entries are dropped once per this many new ones.
 pub(super) const PRUNE_EVERY: u64 = 1_000;
@@ -35,10 +37,7 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             let values = params![snapshot.id.to_string(), to_json(snapshot)?];
             execute(transaction, sql, values)
         }
-        Write::SnapshotForgotten(snapshot) => {
-            let sql = "DELETE FROM snapshots WHERE snapshot = ?1";
-            execute(transaction, sql, params![snapshot.to_string()])
-        }
+        Write::SnapshotForgotten(snapshot) => forget_snapshot(transaction, &snapshot.to_string()),
         Write::Job(job) => put_job(transaction, job),
         Write::NextCommand(next) => {
             let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";
@@ -77,6 +76,16 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
         }
         Write::Event(event) => put_event(transaction, event),
     }
+}
+
+fn forget_snapshot(transaction: &Transaction<'_>, snapshot: &str) -> Result<(), StoreError> {
+    let sql = "DELETE FROM snapshots WHERE snapshot = ?1";
+    execute(transaction, sql, params![snapshot])?;
+    let sql = "INSERT OR IGNORE INTO forgotten_snapshots (snapshot) VALUES (?1)";
+    execute(transaction, sql, params![snapshot])?;
+    let sql = "DELETE FROM forgotten_snapshots \
+               WHERE seq <= (SELECT max(seq) FROM forgotten_snapshots) - ?1";
+    execute(transaction, sql, params![FORGOTTEN_KEPT as i64])
 }
 
 fn put_job(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {

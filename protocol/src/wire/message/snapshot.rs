@@ -11,13 +11,20 @@ use super::handover::{Replication, SlotName};
 use super::job::{JobSpec, ReplicationNames, TableFilter, YieldToDdl};
 use crate::wire::encryption::{Encrypt, Encryption};
 use crate::wire::stored::StoredCodec;
-use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId, SnapshotId, Sum};
+use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId, SnapshotId, Sum, limits};
 
 /// Snapshots that the coordinator remembers.
 pub const SNAPSHOTS_MAX: usize = 1_000;
 
 /// The longest location, in bytes.
 pub const LOCATION_MAX: usize = 4_096;
+
+/// Bytes of all orders in one report of recorded snapshots, as JSON; older snapshots are left out. An order has some 400
+/// bytes; one that names thousands of tables has a hundred kilobytes.
+pub const ORDERS_MAX: usize = 4 * 1024 * 1024;
+
+/// The longest name of an operator, in bytes: more than a certificate's name may have.
+pub const OPERATOR_MAX: usize = 256;
 
 /// A snapshot: of `snapshot generate`, or of several targets that are initialised together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +72,62 @@ pub struct StoreSnapshot {
     pub parallel: u8,
     /// How long it is kept once it is complete, in seconds.
     pub expires_seconds: u64,
+    /// What the source's database records with an operator's snapshot. Those of jobs are known as long as their jobs are.
+    pub order: Option<Box<SnapshotOrder>>,
+}
+
+/// An operator's order, as the source's database records it: a coordinator that has lost its store learns it from there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotOrder {
+    /// What was asked for.
+    pub spec: SnapshotSpec,
+    /// The name in the certificate of the operator who asked for it.
+    pub operator: String,
+    /// When, by the coordinator's clock.
+    pub asked_at: Timestamp,
+}
+
+/// A complete snapshot of an operator, as its source's database records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedSnapshot {
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// What was asked for.
+    pub order: SnapshotOrder,
+    /// Its consistent point.
+    pub lsn: Lsn,
+    /// What is stored.
+    pub sealed: SealedSnapshot,
+    /// When that was recorded, by the source's clock.
+    pub sealed_at: Timestamp,
+    /// What is to become of it.
+    pub fate: RecordedFate,
+}
+
+/// What is to become of a snapshot that a source's database records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RecordedFate {
+    /// It is kept.
+    Kept,
+    /// Its time is over, by the source's clock.
+    Expired,
+    /// Its removal has begun.
+    Removed,
+}
+
+impl RecordedSnapshot {
+    /// Whether it is within the limits for what operators ask for.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        let SnapshotOrder { spec, operator, .. } = &self.order;
+        let location = spec.store.as_ref().map_or(0, |store| store.location.len());
+        (1..=LOCATION_MAX).contains(&location)
+            && operator.len() <= OPERATOR_MAX
+            && (1..=limits::WORKERS_MAX).contains(&spec.parallel)
+            && spec
+                .keep
+                .is_none_or(|keep| (1..=SNAPSHOTS_MAX).contains(&keep.into()))
+    }
 }
 
 /// A snapshot that an agent reads where it is stored.

@@ -35,6 +35,7 @@ pub use self::progress::{
 use super::api::AuditView;
 use super::handover::{PreparedSlot, Replication, SlotName};
 use super::lineage::Lineage;
+use super::snapshot::RecordedSnapshot;
 use crate::wire::report_interval::ReportInterval;
 use crate::wire::{CommandId, Fault, JobId, NodeState};
 
@@ -85,6 +86,10 @@ pub enum AgentMessage {
     /// The node's lineage: sent in every session once PostgreSQL has been queried, and again when
     /// it changes.
     Lineage(Box<Lineage>),
+    /// The newest snapshots that the node's database records, newest first; at most
+    /// [`SNAPSHOTS_MAX`](super::snapshot::SNAPSHOTS_MAX). Sent in every session once they have been read, and again when
+    /// they change.
+    Recorded(Vec<RecordedSnapshot>),
 }
 
 /// From the coordinator to an agent.

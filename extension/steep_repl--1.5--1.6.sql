@@ -1,0 +1,13 @@
+-- steep_repl 1.6: what a coordinator that has lost its store needs to know of a stored snapshot.
+ALTER TABLE steep_repl.snapshots
+    ADD COLUMN request jsonb,
+    ADD COLUMN tables bigint,
+    ADD COLUMN parts bigint,
+    ADD COLUMN stored_bytes bigint,
+    ADD COLUMN manifest text,
+    ADD COLUMN removing boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN steep_repl.snapshots.request IS 'What was asked for, by whom and when; null for a snapshot that belongs to jobs.';
+COMMENT ON COLUMN steep_repl.snapshots.manifest IS 'The checksum of its manifest.';
+COMMENT ON COLUMN steep_repl.snapshots.removing IS 'Whether its removal has begun.';
+
+INSERT INTO steep_repl.schema_version (version) VALUES (7);
