@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 6] = [
+const VERSIONS: [Version; 7] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -45,6 +45,10 @@ const VERSIONS: [Version; 6] = [
     Version {
         name: "1.5",
         script: include_str!("../../../extension/steep_repl--1.4--1.5.sql"),
+    },
+    Version {
+        name: "1.6",
+        script: include_str!("../../../extension/steep_repl--1.5--1.6.sql"),
     },
 ];
 

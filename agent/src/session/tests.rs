@@ -189,6 +189,7 @@ impl Node {
             yield_to_ddl: YieldToDdl::Never,
             rows_as: RowsAs::TypesAllow,
             kept_seconds,
+            only_at: None,
         };
         match self.source(job, SourceCommand::Open(request)).await? {
             Outcome::SourceOpened { parts, .. } => Ok(parts),

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Outcome, PartDone, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, HeldSnapshot, Outcome, PartDone, TableSummary,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{
-    ByteCount, CommandId, Epoch, Fault, FaultKind, JobId, NodeId, PartNo, RowCount, TableName,
+    ByteCount, CommandId, Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, RowCount, TableName,
     TableNo,
 };
 use tokio::sync::mpsc;
@@ -318,9 +318,17 @@ impl Agent {
         })
     }
 
-    pub(super) fn open_snapshots(&self) -> Vec<JobId> {
+    pub(super) fn open_snapshots(&self) -> Vec<HeldSnapshot> {
         let held = self.jobs.iter().filter(|(_, job)| job.held);
-        held.map(|(id, _)| *id).collect()
+        held.map(|(id, job)| HeldSnapshot {
+            job: *id,
+            target: job.target.clone(),
+            lsn: match job.open {
+                Some(Holder::Live(at) | Holder::Shared(at)) => Lsn(self.opens[at].lsn),
+                Some(Holder::Stored { .. }) | None => Lsn(0),
+            },
+        })
+        .collect()
     }
 
     pub(super) fn lost_snapshots(&self, boots: u64) -> Vec<JobId> {
