@@ -68,6 +68,13 @@ impl<S: Store> Driver<S> {
 
     fn adoptable(&mut self, node: &NodeId, job: JobId) -> Adoptable {
         let no = |why: &str| Adoptable::No(format!("; it cannot go on: {why}"));
+        let lineage = self
+            .nodes
+            .get(node)
+            .and_then(|record| record.lineage.as_ref());
+        if lineage.is_none_or(|lineage| lineage.jobs != [job]) {
+            return Adoptable::No(String::new());
+        }
         let target = self.registry.get(node);
         let Some(text) = target.and_then(|agent| agent.note.as_deref()) else {
             return Adoptable::No(String::new());

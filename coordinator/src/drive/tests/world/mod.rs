@@ -47,6 +47,8 @@ pub(super) struct FakeAgent {
     pub(super) snapshots: BTreeSet<JobId>,
     /// The consistent point of all of them.
     pub(super) held_at: Lsn,
+    /// The target of all of them.
+    pub(super) snapshots_of: &'static str,
     /// Jobs whose target may send requests.
     pub(super) admitted: BTreeSet<JobId>,
     /// Commands at work.
@@ -71,7 +73,7 @@ impl FakeAgent {
     fn held(&self) -> impl Iterator<Item = HeldSnapshot> {
         let held = |job: &JobId| HeldSnapshot {
             job: *job,
-            target: node("b"),
+            target: node(self.snapshots_of),
             lsn: self.held_at,
         };
         self.snapshots.iter().map(held)
@@ -199,6 +201,7 @@ impl World {
             online: false,
             snapshots: BTreeSet::new(),
             held_at: Lsn(9),
+            snapshots_of: "b",
             admitted: BTreeSet::new(),
             at_work: BTreeMap::new(),
             kept: BTreeMap::new(),
