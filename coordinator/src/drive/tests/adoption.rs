@@ -134,7 +134,7 @@ fn what_may_have_rows_of_another_snapshot_is_left_to_an_operator() {
         let reason = view.error_message.unwrap();
         assert!(reason.contains(said), "{reason}");
         assert!(reason.contains("--force-cleanup"), "{reason}");
-        assert!(world.agent("a").at_work.is_empty());
+        assert_eq!(asked(&mut world), [None]);
         assert!(world.agent("b").at_work.is_empty());
     }
 }
