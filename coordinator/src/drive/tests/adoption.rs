@@ -115,7 +115,7 @@ fn what_may_have_rows_of_another_snapshot_is_left_to_an_operator() {
             world.agent("a").snapshots.clear();
         }),
         ("no longer holds", |world, _| {
-            world.agent("a").snapshots_of = "c"
+            world.agent("a").snapshots_of = "c";
         }),
         ("damaged", |_, lineage| lineage.note = Some("{}".to_owned())),
         ("--force-cleanup", |_, lineage| lineage.note = None),

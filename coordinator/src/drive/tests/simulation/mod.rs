@@ -139,12 +139,13 @@ impl Run {
         }
         let storm = self.cluster.weather;
         let window = self.cluster.dice.between(10_000, 90_000);
+        let plain = matches!(&self.specs[..], [only] if only.method == Method::Snapshot);
         let mut adopted = None;
         while self.cluster.now < window && adopted.is_none() {
             let specs = self.specs.clone();
             self.cluster.strike(&specs);
             self.step(STEP)?;
-            if self.cluster.dice.chance(40) {
+            if plain && self.cluster.dice.chance(40) {
                 adopted = self.lose_store();
             }
         }
