@@ -45,6 +45,8 @@ pub struct Agent {
     pub templates: Vec<PreparedSlot>,
     /// Whether it has reported its node's lineage in this session.
     pub lineage_known: bool,
+    /// The note of the unfinished job on its node, as last reported.
+    pub note: Option<String>,
     /// When its last message arrived.
     pub last_heard: Timestamp,
     /// The interval it was last told.
@@ -105,6 +107,7 @@ impl Registry {
             prepared: None,
             templates: Vec::new(),
             lineage_known: false,
+            note: None,
             last_heard: now,
         };
         self.rejected.remove(&node);

@@ -3,22 +3,42 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use steep_tests::cluster::Cluster;
+use steep_tests::load::{Intensity, Load};
+use steep_tests::pg::Grouping;
 use steep_tests::{compare, residue, sample};
 
 /// The contract: the job says within this time what it waits for.
 const FAILURE_LIMIT: Duration = Duration::from_secs(15);
 
+/// A new coordinator has sessions at once, and the first look at a busy server takes some seconds.
+const ADOPTED_LIMIT: Duration = Duration::from_secs(60);
+
+/// For a part of some megabytes at [`RATE`].
+const COMMITTED_LIMIT: Duration = Duration::from_secs(60);
+
+/// A load that leaves a busy machine room.
+const INTENSITY: Intensity = Intensity {
+    clients: 2,
+    rate: Some(40),
+};
+
 /// The copy takes about twenty seconds at this rate, so that the kill falls into it.
 const RATE: &str = "1500kB";
 
-/// A cluster during the copy, with the job detached. The target's disk soon has only what was waited for.
-fn copying() -> Result<Cluster> {
+/// The target's disk soon has only what was waited for.
+fn cluster() -> Result<Cluster> {
     let cluster = Cluster::builder()
         .setting("node_b", "wal_writer_delay", "10s")
         .start()?;
     sample::create(&cluster.database("node_a"), 2)?;
+    Ok(cluster)
+}
+
+/// A cluster during the copy, with the job detached.
+fn copying() -> Result<Cluster> {
+    let cluster = cluster()?;
     cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
     cluster.wait_copying("node_b")?;
     Ok(cluster)
@@ -98,6 +118,78 @@ fn of_the_coordinator_does_not_stop_rows_on_their_way() -> Result<()> {
     })?;
     cluster.start_coordinator()?;
     ends_well(&cluster)
+}
+
+/// The coordinator loses its store, and adopts the job. Returns the job's id.
+fn lose_store(cluster: &mut Cluster) -> Result<String> {
+    let progress = cluster.progress("node_b")?;
+    let job = progress["job_id"].as_str().context("its job")?.to_owned();
+    cluster.kill_coordinator()?;
+    std::fs::remove_dir_all(cluster.dir().join("coordinator"))?;
+    cluster.start_coordinator()?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    let adopted = |cluster: &Cluster| {
+        let coordinator = cluster.coordinator().context("the coordinator runs")?;
+        coordinator.events("init.adopted")
+    };
+    steep_tests::wait::until_true("the job to be adopted", ADOPTED_LIMIT, || {
+        Ok(!adopted(cluster)?.is_empty())
+    })?;
+    let events = adopted(cluster)?;
+    ensure!(events.len() == 1, "{events:?}");
+    ensure!(
+        events[0]["job_id"] == job.as_str(),
+        "{events:?} is not {job}"
+    );
+    Ok(job)
+}
+
+#[test]
+fn of_the_coordinator_with_its_store_costs_no_committed_row() -> Result<()> {
+    let mut cluster = cluster()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let following = cluster.init_spawn(&["--max-rate", RATE])?;
+    let writing = Load::start(&source, INTENSITY, Grouping::Shared)?;
+    cluster.wait_committed("node_b", COMMITTED_LIMIT)?;
+    let ledger = "SELECT epoch, part, finished_at FROM steep_repl.copy_ledger WHERE rows > 0";
+    let before = target.rows(ledger)?;
+    let job = lose_store(&mut cluster)?;
+    cluster.wait_copying("node_b")?;
+    let mut after = Vec::new();
+    steep_tests::wait::until_true("more parts to be committed", COMMITTED_LIMIT, || {
+        after = target.rows(ledger)?;
+        Ok(after.len() > before.len())
+    })?;
+    ensure!(!before.is_empty(), "nothing was committed");
+    for part in &before {
+        ensure!(after.contains(part), "{part:?} was copied again: {after:?}");
+    }
+    writing.stop()?;
+    // The command that follows the job has followed it all along.
+    let end = following.finish(Duration::from_secs(180))?.expect(0)?;
+    let end = end.last_object()?;
+    ensure!(end["event"] == "init.completed", "{end}");
+    ensure!(cluster.state("node_b")? == "synchronized", "{end}");
+    let progress = cluster.progress("node_b")?;
+    ensure!(progress["job_id"] == job.as_str(), "{progress}");
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    let left = "SELECT (SELECT count(*) FROM steep_repl.jobs) + (SELECT count(*) FROM steep_repl.copy_ledger)";
+    ensure!(
+        target.value::<u32>(left)? == 0,
+        "records of the job are left"
+    );
+    Ok(())
+}
+
+#[test]
+fn of_the_coordinator_with_its_store_leaves_a_job_that_can_be_cancelled() -> Result<()> {
+    let mut cluster = copying()?;
+    lose_store(&mut cluster)?;
+    let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
+    cluster.cli(&cancel)?.expect(0)?;
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
 }
 
 #[test]

@@ -40,9 +40,13 @@ fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String
         .collect())
 }
 
-/// The coordinator loses its store.
-fn forget(cluster: &mut Cluster) -> Result<()> {
+/// The coordinator loses its store, while these agents restart.
+fn forget(cluster: &mut Cluster, restarted: &[&str]) -> Result<()> {
     cluster.kill_coordinator()?;
+    for node in restarted {
+        cluster.kill_agent(node)?;
+        cluster.start_agent(node)?;
+    }
     fs::remove_dir_all(cluster.dir().join("coordinator"))?;
     cluster.start_coordinator()?;
     cluster.wait_online(&["node_a", "node_b"])
@@ -54,7 +58,7 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql(TABLE)?;
     cluster.init(&[])?.expect(0)?;
-    forget(&mut cluster)?;
+    forget(&mut cluster, &[])?;
     cluster.wait_state("node_b", &["synchronized"], NOTICE_LIMIT)?;
     let view = cluster.node_view("node_b")?.context("node_b")?;
     ensure!(view["source_node"] == "node_a", "{view}");
@@ -84,13 +88,16 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     residue::of_jobs(&target)?.none()?;
     compare::rows(&source, &target)?.none()?;
 
-    // A job that is running when the store is lost.
+    // A job that is running when the store is lost, and whose snapshot ends meanwhile.
     source.sql("INSERT INTO kept SELECT n, repeat(md5(n::text), 30) FROM generate_series(6000, 26000) AS n")?;
     let slowly = ["--force", "--detach", "--max-rate", "1MB"];
     cluster.init(&slowly)?.expect(0)?;
     cluster.wait_copying("node_b")?;
-    forget(&mut cluster)?;
+    forget(&mut cluster, &["node_a"])?;
     cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
+    let view = cluster.node_view("node_b")?.context("node_b")?;
+    let why = view["error_message"].to_string();
+    ensure!(why.contains("no longer holds its snapshot"), "{why}");
     let refused = cluster.init(&["--force"])?;
     ensure!(
         refused.code != 0 && refused.text().contains("does not remember"),
@@ -120,7 +127,7 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     ];
     cluster.init(&spooled)?.expect(0)?;
     cluster.wait_copying("node_b")?;
-    forget(&mut cluster)?;
+    forget(&mut cluster, &[])?;
     cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
     cluster.cli(&clean)?.expect(0)?;
     residue::of_jobs(&target)?.none()?;

@@ -225,7 +225,8 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 47] = [
+const ELSEWHERE: [&str; 50] = [
+    "init.adopted",
     "verify.completed",
     "verify.failed",
     "overlap.completed",

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::limits::{JOB_NOTE_MAX, LISTED_MAX};
 use steep_protocol::message::facts::SubscribedTables;
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::lineage::{
@@ -160,6 +160,9 @@ async fn own_tables(
             let job: &str = row.try_get(0)?;
             lineage.jobs.extend(job.parse::<JobId>().ok());
         }
+        if let [job] = lineage.jobs[..] {
+            lineage.note = note(session, job).await?;
+        }
     }
     if is_plain(session, "steep_repl", "nodes").await? {
         let sql = format!(
@@ -171,6 +174,16 @@ async fn own_tables(
         lineage.mirrored = rows.first().map(mirrored).transpose()?.flatten();
     }
     Ok(())
+}
+
+/// The coordinator's note of a job. An older schema has no place for it.
+async fn note(session: &Session, job: JobId) -> Result<Option<String>, PgError> {
+    let sql = format!(
+        "SELECT n FROM (SELECT to_jsonb(j) ->> 'note' AS n FROM steep_repl.jobs j WHERE job = '{job}') kept
+         WHERE octet_length(n) <= {JOB_NOTE_MAX}"
+    );
+    let rows = session.query_typed(&sql, &[]).await?;
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
 }
 
 fn mirrored(row: &Row) -> Result<Option<MirroredNode>, PgError> {

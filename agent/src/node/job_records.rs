@@ -66,18 +66,19 @@ pub(crate) async fn installed(conn: &Conn) -> Result<bool, Fault> {
         .map_err(|error| conn.fault(&error))
 }
 
-/// Runs in the caller's transaction.
+/// Runs in the caller's transaction. The note is the coordinator's.
 pub(crate) async fn open(
     conn: &Conn,
     job: JobId,
     origin: Origin,
-    plan: &[TablePlan],
+    (plan, note): (&[TablePlan], Option<&str>),
 ) -> Result<(), Fault> {
+    let sql = "INSERT INTO steep_repl.jobs (job, origin, note) VALUES ($1, $2, $3)
+        ON CONFLICT (job) DO UPDATE SET origin = excluded.origin, note = excluded.note";
+    conn.rows(sql, &[&job.to_string(), &origin.name(), &note])
+        .await?;
     conn.execute(&format!(
-        "INSERT INTO steep_repl.jobs (job, origin) VALUES ('{job}', '{}')
-         ON CONFLICT (job) DO UPDATE SET origin = excluded.origin;
-         DELETE FROM steep_repl.job_tables WHERE job = '{job}'",
-        origin.name()
+        "DELETE FROM steep_repl.job_tables WHERE job = '{job}'"
     ))
     .await?;
     let schemas: Vec<&str> = plan.iter().map(|t| t.name.schema.as_str()).collect();

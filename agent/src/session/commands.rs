@@ -26,7 +26,7 @@ pub(super) struct Commands {
     running: JoinSet<Done>,
 }
 
-/// How long a cleanup waits for the commands of its job.
+/// How long a cleanup or a preparation waits for the other commands of its job.
 const OTHERS_END_WITHIN: Duration = Duration::from_secs(10);
 
 type Done = (CommandId, JobId, Result<Outcome, Fault>);
@@ -157,7 +157,7 @@ impl Commands {
             }
         }
         let others = match command {
-            Command::Target(TargetCommand::Cleanup { .. })
+            Command::Target(TargetCommand::Cleanup { .. } | TargetCommand::Prepare(_))
             | Command::Source(SourceCommand::Cleanup { .. }) => self.end_others(of.0),
             _ => Vec::new(),
         };
@@ -191,13 +191,13 @@ impl Commands {
         None
     }
 
-    /// Cancels what runs of a job that is removed: a coordinator that has lost its store does not know of it.
-    /// Returns whose receivers are gone when it has ended.
-    fn end_others(&self, removed: JobId) -> Vec<watch::Sender<CopyTerms>> {
+    /// Cancels what runs of a job that is removed or adopted: a coordinator that has lost its store does not know of
+    /// it. Returns whose receivers are gone when it has ended.
+    fn end_others(&self, of: JobId) -> Vec<watch::Sender<CopyTerms>> {
         let running = self.entries.values().filter_map(|entry| match entry {
             Entry::Running {
                 job, cancel, terms, ..
-            } if *job == removed => {
+            } if *job == of => {
                 cancel.cancel();
                 Some(terms.clone())
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use steep_protocol::message::agent::{Export, OpenSource, Outcome, PeerAddress, SequencesFrom};
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
+use steep_protocol::{Fault, FaultKind, JobId, Lsn, NodeId, Retry, SnapshotId};
 
 use super::dispatch::Agent;
 use crate::replication::prepared;
@@ -44,6 +44,9 @@ impl Agent {
     /// Opens a job's snapshot, or finds it open.
     pub(super) async fn open(&self, task: &Task, request: OpenSource) -> Result<Outcome, Fault> {
         let job = task.job;
+        if let Some(at) = request.only_at {
+            self.check_open(job, &request, at)?;
+        }
         let (target, filter) = (request.target.clone(), request.filter.clone());
         self.jobs.admit(job, target, filter, None);
         self.jobs.locks().set_rule(job, request.yield_to_ddl);
@@ -83,6 +86,22 @@ impl Agent {
             stored::record::opened(task, open.lsn()).await?;
         }
         opened(&open)
+    }
+
+    /// Refuses a request for a snapshot at that position unless it is open for the same target.
+    fn check_open(&self, job: JobId, request: &OpenSource, at: Lsn) -> Result<(), Fault> {
+        let held = self.jobs.get(job).is_some_and(|entry| {
+            let same = |open: &Holder| !open.is_gone() && open.is_of(request) && open.lsn() == at;
+            entry.target == request.target && entry.open.as_ref().is_some_and(same)
+        });
+        if held {
+            return Ok(());
+        }
+        let text =
+            format!("the snapshot at {at} that the job's rows are from is not open any more");
+        Err(Fault::new(FaultKind::SourceChanged, text)
+            .hint("see the logs of the source and of its agent for why; then run init again")
+            .on(&self.node))
     }
 
     /// Lets `target` take parts of a snapshot that is open, and gives it a slot at its position.

@@ -12,7 +12,7 @@ use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{CancelledData, Compression, TableFilter, YieldToDdl};
 use steep_protocol::quic::{Endpoint, Tuning};
 use steep_protocol::{
-    ByteCount, Epoch, Fault, FaultKind, JobId, NodeId, PartNo, Retry, RowCount, SnapshotId,
+    ByteCount, Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry, RowCount, SnapshotId,
 };
 use steep_tests::compare;
 use steep_tests::pg::{Database, Installation, Options, Server};
@@ -177,6 +177,17 @@ impl Node {
             false => (Export::Shared { snapshot: SNAPSHOT }, None),
         };
         let request = OpenSource {
+            kept_seconds,
+            ..Self::request(export, target)
+        };
+        match self.source(job, SourceCommand::Open(request)).await? {
+            Outcome::SourceOpened { parts, .. } => Ok(parts),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn request(export: Export, target: &Self) -> OpenSource {
+        OpenSource {
             target: target.agent.node.clone(),
             filter: TableFilter::default(),
             epoch: Epoch(0),
@@ -188,11 +199,8 @@ impl Node {
             large_table_threshold: ByteCount(1 << 20),
             yield_to_ddl: YieldToDdl::Never,
             rows_as: RowsAs::TypesAllow,
-            kept_seconds,
-        };
-        match self.source(job, SourceCommand::Open(request)).await? {
-            Outcome::SourceOpened { parts, .. } => Ok(parts),
-            other => panic!("{other:?}"),
+            kept_seconds: None,
+            only_at: None,
         }
     }
 
@@ -324,6 +332,58 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
     let slots = "SELECT count(*) FROM pg_replication_slots";
     let left: u32 = a.database.value(slots).unwrap();
     assert_eq!(left, 1, "that of b, which is released");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_must_be_open_is_found_and_no_other_is_opened_in_its_place() {
+    let cluster = Cluster::new();
+    let a = cluster.node("a", FILL).await;
+    let b = cluster.node("b", EMPTY).await;
+    let job = JobId(7);
+    let slots = || -> String {
+        let all =
+            "SELECT string_agg(slot_name || confirmed_flush_lsn, ',') FROM pg_replication_slots";
+        a.database.sql(all).unwrap()
+    };
+    let command = async |command: SourceCommand| {
+        let of = (job, Replication::of(job));
+        let cancel = CancellationToken::new();
+        a.fulfil(of, Command::Source(command), cancel).await
+    };
+    let request = Node::request(Export::SlotAndSnapshot, &b);
+    let at = |lsn: Lsn| OpenSource {
+        only_at: Some(lsn),
+        ..request.clone()
+    };
+    let refused = async |request: OpenSource| {
+        let before = slots();
+        let fault = command(SourceCommand::Open(request)).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::SourceChanged, "{fault}");
+        assert_eq!(slots(), before);
+    };
+    refused(at(Lsn(9))).await;
+    assert!(a.agent.jobs.get(job).is_none(), "its target is admitted");
+
+    let opened = command(SourceCommand::Open(request.clone())).await.unwrap();
+    let Outcome::SourceOpened { lsn, .. } = opened else {
+        panic!("{opened:?}")
+    };
+    refused(at(Lsn(lsn.0 + 1))).await;
+    refused(OpenSource {
+        restarts: 1,
+        ..at(lsn)
+    })
+    .await;
+    refused(OpenSource {
+        target: a.agent.node.clone(),
+        ..at(lsn)
+    })
+    .await;
+    let found = command(SourceCommand::Open(at(lsn))).await.unwrap();
+    assert_eq!(found, opened);
+
+    command(SourceCommand::CloseSnapshot).await.unwrap();
+    refused(at(lsn)).await;
 }
 
 /// One whose host is in other hands: what it keeps is not what it has received.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use steep_protocol::message::agent::HeldSnapshot;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::verify::RowValues;
 use steep_protocol::{ByteCount, JobId, NodeId, RowCount, SnapshotId};
@@ -152,13 +153,18 @@ impl SourceJobs {
         self.lock().keys().copied().collect()
     }
 
-    /// Jobs whose snapshot the server holds.
-    pub(crate) fn open_snapshots(&self) -> Vec<JobId> {
-        self.lock()
-            .iter()
-            .filter(|(_, j)| j.held_since.is_some())
-            .map(|(id, _)| *id)
-            .collect()
+    /// Snapshots that the server holds.
+    pub(crate) fn open_snapshots(&self) -> Vec<HeldSnapshot> {
+        let jobs = self.lock();
+        let held = jobs.iter().filter(|(_, job)| job.held_since.is_some());
+        held.filter_map(|(id, job)| {
+            Some(HeldSnapshot {
+                job: *id,
+                target: job.target.clone(),
+                lsn: job.open.as_ref()?.lsn(),
+            })
+        })
+        .collect()
     }
 
     /// Jobs whose snapshot was lost without being closed.

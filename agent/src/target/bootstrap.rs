@@ -29,11 +29,11 @@ const TELL_EVERY: u64 = 100;
 pub(super) async fn make<R: PartReader, Q: PartReader>(
     task: &Task,
     conn: &Conn,
-    plan: &[TablePlan],
+    (plan, note): (&[TablePlan], Option<&str>),
     dumps: Dumps<R, Q>,
 ) -> Result<Vec<Finding>, Fault> {
     conn.execute("BEGIN").await?;
-    job_records::open(conn, task.job, Origin::Bootstrap, plan).await?;
+    job_records::open(conn, task.job, Origin::Bootstrap, (plan, note)).await?;
     objects::note_baseline(conn, task.job).await?;
     conn.execute(missing::FORGET_ALL).await?;
     conn.execute("COMMIT").await?;

@@ -29,7 +29,8 @@ pub(super) async fn make_ready(
 ) -> Result<(), Fault> {
     check_shape(conn, plan, request.schema.schema_mode).await?;
     conn.execute("BEGIN").await?;
-    job_records::open(conn, task.job, Origin::Existing, plan).await?;
+    let noted = (plan, request.schema.note.as_deref());
+    job_records::open(conn, task.job, Origin::Existing, noted).await?;
     objects::adopt(conn, task.job).await?;
     conn.execute("COMMIT").await?;
     let planned = job_records::planned(conn, task.job).await?;

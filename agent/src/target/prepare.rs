@@ -48,6 +48,8 @@ pub(crate) struct SchemaRequest {
     pub(crate) schema_mode: SchemaMode,
     pub(crate) source: NodeId,
     pub(crate) described: Schema,
+    /// The coordinator's, kept with the job's record.
+    pub(crate) note: Option<String>,
 }
 
 /// Prepares the target for `plan`. In a database without tables the schema is created from the dumps;
@@ -109,7 +111,7 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
-    findings.extend(bootstrap::make(task, &conn, plan, dumps).await?);
+    findings.extend(bootstrap::make(task, &conn, (plan, wanted.note.as_deref()), dumps).await?);
     findings.extend(settings::carry_over(task, &conn, &request.settings).await?);
     existing::check_shape(&conn, plan, wanted.schema_mode).await?;
     if request.indexes == IndexTiming::Upfront {

@@ -115,7 +115,8 @@ async fn apply(
     let patience = LOCK_PATIENCE.as_millis();
     conn.execute(&format!("BEGIN; SET LOCAL lock_timeout = {patience}"))
         .await?;
-    job_records::open(conn, task.job, Origin::Existing, tables).await?;
+    let noted = (tables, request.note.as_deref());
+    job_records::open(conn, task.job, Origin::Existing, noted).await?;
     objects::note_baseline(conn, task.job).await?;
     let planned = job_records::planned(conn, task.job).await?;
     let full = existing::with_rows(conn, &planned).await?;

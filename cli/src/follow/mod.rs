@@ -16,6 +16,7 @@ use steep_protocol::message::api::{
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::display::Display;
 use self::feed::{Feed, Item};
@@ -68,6 +69,8 @@ pub(crate) struct Follower<'a> {
     jobs: BTreeMap<NodeId, JobId>,
     last: BTreeMap<NodeId, ProgressView>,
     ends: BTreeMap<NodeId, EndView>,
+    /// Since when the coordinator does not know a job that it has confirmed.
+    unknown_since: Option<Instant>,
 }
 
 /// The next step of the loop.
@@ -98,6 +101,7 @@ impl<'a> Follower<'a> {
             jobs: BTreeMap::new(),
             last: BTreeMap::new(),
             ends: BTreeMap::new(),
+            unknown_since: None,
         }
     }
 

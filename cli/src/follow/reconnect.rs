@@ -1,15 +1,22 @@
 //! Reconnecting to the coordinator, and finding out what happened to the jobs meanwhile.
 
+use std::time::Duration;
+
 use steep_protocol::message::api::{
     ApiReply, EndView, NodeView, PhaseSeconds, ProgressView, Query, Report,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeState};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
+use tokio::time::Instant;
 
 use super::Follower;
 use super::feed::Feed;
 use crate::client::ReplyError;
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
+
+/// How long a job may be unknown to the coordinator: one that has lost its store learns of it within half a minute,
+/// once the agents are back.
+const LEARNS_WITHIN: Duration = Duration::from_secs(60);
 
 impl Follower<'_> {
     /// Reconnects; `None` if a signal came first.
@@ -36,7 +43,10 @@ impl Follower<'_> {
                             return Err(redial.why());
                         }
                         match self.go_on(&replies).await {
-                            Ok(feed) => return Ok(Some(feed)),
+                            Ok(feed) => {
+                                self.unknown_since = None;
+                                return Ok(Some(feed));
+                            }
                             Err(failure) => failure,
                         }
                     }
@@ -68,17 +78,39 @@ impl Follower<'_> {
 
     /// Reports jobs that ended meanwhile, and follows the others.
     async fn go_on(&mut self, replies: &[ApiReply]) -> Result<Feed, Failure> {
-        for reply in replies {
-            let ApiReply::Nodes(views) = reply else {
+        let views = replies.iter().filter_map(|reply| match reply {
+            ApiReply::Nodes(views) => Some(views),
+            _ => None,
+        });
+        let views: Vec<&NodeView> = views.flatten().collect();
+        for node in self.running() {
+            let view = views.iter().find(|view| view.node_id == node);
+            let Some(view) = view else {
+                if let Some(failure) = self.may_learn(&node) {
+                    return Err(failure);
+                }
                 continue;
             };
-            for view in views.iter().filter(|view| !view.state.is_active()) {
-                if self.running().contains(&view.node_id) {
-                    self.missed(view).await?;
-                }
+            if view.state.is_active() {
+                continue;
             }
+            let reported = self.reported(&node).await?;
+            if is_unknown(view, &reported)
+                && let Some(failure) = self.may_learn(&node)
+            {
+                return Err(failure);
+            }
+            self.missed(view, reported);
         }
         self.feed().await
+    }
+
+    /// A reason to ask again, as long as a coordinator without its store may learn of the job from its agents.
+    fn may_learn(&mut self, node: &NodeId) -> Option<Failure> {
+        let since = *self.unknown_since.get_or_insert_with(Instant::now);
+        let message = "the coordinator does not know the job, and may learn of it from the agents";
+        (since.elapsed() < LEARNS_WITHIN)
+            .then(|| Failure::new(FaultKind::Unreachable, message).on(node))
     }
 
     /// The streams ended without the end of some job: finds out how it ended.
@@ -92,7 +124,8 @@ impl Follower<'_> {
                     continue;
                 };
                 for view in views.iter().filter(|view| view.node_id == node) {
-                    self.missed(view).await?;
+                    let reported = self.reported(&node).await?;
+                    self.missed(view, reported);
                 }
             }
             if !self.ends.contains_key(&node) {
@@ -103,27 +136,64 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Reports an end that was missed, from the stored report or else from the state of the node.
-    async fn missed(&mut self, view: &NodeView) -> Result<(), Failure> {
-        let node = &view.node_id;
-        let last = self.last.get(node);
-        let job = self.jobs.get(node).copied();
-        let job = job.or(last.and_then(|last| last.job_id));
+    /// The last report of a node.
+    async fn reported(&self, node: &NodeId) -> Result<Reported, Failure> {
+        let job = self.job_of(node);
         let request = Query::Report { node: node.clone() };
         let mut replies = self.client.ask(request).await?;
-        let reported = loop {
+        let mut reported = Reported::Nothing;
+        loop {
             match replies.next().await {
-                // The report may be about another job.
-                Ok(Some(ApiReply::Ended(end))) if Some(end.job_id) == job => break Some(*end),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(ReplyError::Refused(_)) => break None,
+                Ok(Some(ApiReply::Ended(end))) if Some(end.job_id) == job => {
+                    return Ok(Reported::End(end));
+                }
+                Ok(Some(_)) => reported = Reported::Another,
+                Ok(None) | Err(ReplyError::Refused(_)) => return Ok(reported),
                 Err(ReplyError::Lost(failure)) => return Err(failure),
             }
-        };
-        let end = reported.unwrap_or_else(|| reconstructed(view, last, job));
-        self.end(end);
-        Ok(())
+        }
     }
+
+    fn job_of(&self, node: &NodeId) -> Option<JobId> {
+        let last = self.last.get(node);
+        let job = self.jobs.get(node).copied();
+        job.or(last.and_then(|last| last.job_id))
+    }
+
+    /// Shows an end that was missed, from the stored report or else from the state of the node.
+    fn missed(&mut self, view: &NodeView, reported: Reported) {
+        let node = &view.node_id;
+        let unknown = is_unknown(view, &reported);
+        let end = match reported {
+            Reported::End(end) => *end,
+            Reported::Another | Reported::Nothing => {
+                let mut end = reconstructed(view, self.last.get(node), self.job_of(node));
+                if unknown {
+                    let message = "the coordinator does not know the job any more";
+                    let hint = format!("its store may be lost: see `steep-repl nodes {node}`");
+                    let fault = Fault::new(FaultKind::Failed, message).hint(hint);
+                    end.fault = Some(fault.on(node));
+                }
+                end
+            }
+        };
+        self.end(end);
+    }
+}
+
+/// What a coordinator has stored about the end of a node's last job.
+enum Reported {
+    /// That of the job that is followed.
+    End(Box<EndView>),
+    /// Another job's.
+    Another,
+    Nothing,
+}
+
+/// Whether the coordinator has no trace of the node's job.
+fn is_unknown(view: &NodeView, reported: &Reported) -> bool {
+    let blank = view.state == NodeState::Uninitialized && view.loaded.is_none();
+    blank && matches!(reported, Reported::Nothing)
 }
 
 /// Derives an end from the state of the node and the last known progress of its job.

@@ -104,7 +104,7 @@ impl<S: Store> Driver<S> {
             !self.jobs.contains_key(job)
                 && !self.is_snapshot(**job)
                 && !self.is_asking(**job)
-                && !registration.open_snapshots.contains(job)
+                && !holds(registration, **job)
         };
         let idle: Vec<JobId> = registration.admitted.iter().filter(idle).copied().collect();
         for job in idle {
@@ -139,7 +139,7 @@ impl<S: Store> Driver<S> {
             Some(agent) => JobEvent::Up {
                 side,
                 incarnation: agent.registration.incarnation,
-                snapshot: if agent.registration.open_snapshots.contains(&id) {
+                snapshot: if holds(&agent.registration, id) {
                     Snapshot::Held
                 } else {
                     Snapshot::NotHeld
@@ -335,4 +335,10 @@ impl<S: Store> Driver<S> {
             .get(node)
             .map_or(NodeState::Uninitialized, |record| record.state)
     }
+}
+
+/// Whether that process held the job's snapshot open when it registered.
+fn holds(registration: &Registration, job: JobId) -> bool {
+    let mut held = registration.open_snapshots.iter();
+    held.any(|held| held.job == job)
 }

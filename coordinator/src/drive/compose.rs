@@ -14,6 +14,7 @@ use steep_protocol::{Lsn, NodeId, PartNo, limits};
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
 use crate::job::handover::{SlotFate, StoredRows};
+use crate::job::note::JobNote;
 use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
@@ -62,6 +63,7 @@ impl<S: Store> Driver<S> {
                     (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
                 },
                 carried: carried(),
+                note: JobNote::of(job),
             })),
             Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
@@ -153,6 +155,7 @@ impl<S: Store> Driver<S> {
             yield_to_ddl: spec.yield_to_ddl,
             rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
+            only_at: job.adopted.map(|plan| plan.lsn),
         }))
     }
 

@@ -18,7 +18,7 @@ use crate::store::{NodeRecord, Store, Write};
 
 impl<S: Store> Driver<S> {
     /// Takes the lineage of an agent's node.
-    pub(super) fn on_lineage(&mut self, node: &NodeId, lineage: Box<Lineage>, now: Timestamp) {
+    pub(super) fn on_lineage(&mut self, node: &NodeId, mut lineage: Box<Lineage>, now: Timestamp) {
         if !lineage.is_bounded() {
             tracing::warn!(node_id = %node, "an agent's lineage exceeds the limits and is ignored");
             return;
@@ -27,6 +27,8 @@ impl<S: Store> Driver<S> {
             return;
         };
         let first = !std::mem::replace(&mut agent.lineage_known, true);
+        // Needed only while this coordinator does not know the job.
+        agent.note = lineage.note.take();
         let Some(record) = self.nodes.get_mut(node) else {
             return;
         };
@@ -124,13 +126,15 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Adopts a replica that this coordinator does not remember, because its store was lost or another
-    /// coordinator made the replica.
-    fn adopt_unknown(&mut self, node: &NodeId, now: Timestamp) {
+    /// Adopts a replica, or the job of a node that is to be one, that this coordinator does not remember, because its
+    /// store was lost or another coordinator made it.
+    pub(super) fn adopt_unknown(&mut self, node: &NodeId, now: Timestamp) {
         let Some(record) = self.nodes.get(node) else {
             return;
         };
-        if record.state != NodeState::Uninitialized || self.live_job(node).is_some() {
+        let failed = record.state == NodeState::Failed;
+        let blank = failed || record.state == NodeState::Uninitialized;
+        if !blank || self.live_job(node).is_some() {
             return;
         }
         let Some(lineage) = record.lineage.as_deref().cloned() else {
@@ -139,11 +143,11 @@ impl<S: Store> Driver<S> {
         let Some((subscription, replication)) = own_subscription(&lineage) else {
             let forgotten = |job: &&JobId| self.is_forgotten(**job, node);
             if let Some(job) = lineage.jobs.iter().find(forgotten) {
-                self.found_unfinished(node, *job, now);
+                self.take_up(node, *job, now);
             }
             return;
         };
-        if !self.is_forgotten(replication, node) {
+        if failed || !self.is_forgotten(replication, node) {
             return;
         }
         let mirrored = lineage.mirrored.as_ref();
@@ -155,7 +159,7 @@ impl<S: Store> Driver<S> {
             if lineage.jobs.is_empty() {
                 self.adopt_replica(node, &source, replication, mirrored, now);
             } else {
-                self.found_unfinished(node, replication, now);
+                self.found_unfinished(node, replication, "", now);
             }
         }
     }
@@ -243,9 +247,15 @@ impl<S: Store> Driver<S> {
     }
 
     /// Fails a node with an unfinished job that this coordinator does not remember.
-    fn found_unfinished(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
+    pub(super) fn found_unfinished(
+        &mut self,
+        node: &NodeId,
+        job: JobId,
+        why: &str,
+        now: Timestamp,
+    ) {
         let reason = format!(
-            "tables here belong to job {job}, which this coordinator does not remember or has given up: \
+            "tables here belong to job {job}, which this coordinator does not remember or has given up{why}: \
              steep-repl init cancel --node {node} --force-cleanup removes what it created"
         );
         self.fail_without_job(node, job, reason, now);

@@ -10,6 +10,7 @@
 
 mod adjust;
 mod admit;
+mod adoption;
 mod agents;
 mod audit;
 mod carried;
@@ -168,6 +169,8 @@ pub struct Driver<S> {
     /// When the objects of these jobs were removed from these nodes; agents may still list them for some
     /// seconds.
     swept: BTreeMap<(JobId, NodeId), Timestamp>,
+    /// Since when nodes with the job of a lost store wait for the agent of its source.
+    awaited_sources: BTreeMap<NodeId, Timestamp>,
     /// Slots of ours, by node and name, that nobody is known to need.
     unknown: BTreeMap<(NodeId, String), unknown_slots::Unknown>,
     /// The health of nodes that follow.
@@ -253,6 +256,7 @@ impl<S: Store> Driver<S> {
             unseen_grace: UNSEEN_GRACE,
             aliases_told: BTreeSet::new(),
             swept: BTreeMap::new(),
+            awaited_sources: BTreeMap::new(),
             unknown: BTreeMap::new(),
             following: BTreeMap::new(),
             sequences: BTreeMap::new(),
@@ -371,6 +375,7 @@ impl<S: Store> Driver<S> {
         }
         if second {
             self.tick_reachability(now);
+            self.tick_adoptions(now);
             self.tick_unknown_slots(now);
             self.tick_left(now);
             self.tick_sequences(now);

@@ -159,7 +159,7 @@ impl<S: Store> Driver<S> {
                 job.spooling = Spooling::Joined;
             }
         }
-        let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
+        let (target, source) = (&job.spec.target, &job.spec.source);
         let mut note = Note::info(
             "init.started",
             format!("{target} from {source}, by {operator}"),
@@ -178,6 +178,14 @@ impl<S: Store> Driver<S> {
         if let Some(stored) = &job.stored {
             note = note.field("lsn", stored.lsn);
         }
+        self.start(job, note, now);
+        id
+    }
+
+    /// Starts a new job, or one that another coordinator had begun.
+    pub(super) fn start(&mut self, job: Job, note: Note, now: Timestamp) {
+        let id = job.id;
+        let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
         let replication = job.replication();
         self.out.writes.push(Write::Job(Box::new(job.clone())));
         if let Some(record) = self.nodes.get_mut(&target) {
@@ -190,7 +198,6 @@ impl<S: Store> Driver<S> {
             self.note_presence(id, node, now);
         }
         self.advance(id, JobEvent::Begin, now);
-        id
     }
 
     /// The first of `count` new command ids.

@@ -30,6 +30,7 @@ pub mod lineage;
 pub mod locks;
 pub mod machine;
 pub mod membership;
+pub mod note;
 pub mod preflight;
 pub mod progress;
 pub mod report;
@@ -106,6 +107,9 @@ pub struct Job {
     pub retrying: Vec<Retrying>,
     /// How often it started over because its snapshot was lost.
     pub restarts: u8,
+    /// The plan of a job that another coordinator had begun. Until it starts over, it has no other snapshot.
+    #[serde(default)]
+    pub adopted: Option<Plan>,
     /// Whether its node has entered COPYING.
     pub opened: Opened,
     /// When its time limit began to run: when it was accepted or resumed.
@@ -293,6 +297,7 @@ impl Job {
             running: Vec::new(),
             retrying: Vec::new(),
             restarts: 0,
+            adopted: None,
             opened: Opened::No,
             began_at: now,
             first_command,

@@ -197,8 +197,11 @@ fn check(registration: &Registration) -> Result<(), &'static str> {
     if registration.version.len() > VERSION_MAX {
         return Err("its version is too long");
     }
-    let jobs = [&registration.open_snapshots, &registration.admitted];
-    if jobs.iter().any(|jobs| jobs.len() > SNAPSHOTS_MAX) {
+    let jobs = [
+        registration.open_snapshots.len(),
+        registration.admitted.len(),
+    ];
+    if jobs.iter().any(|jobs| *jobs > SNAPSHOTS_MAX) {
         return Err("it claims too many jobs");
     }
     if registration.max_workers == 0 {

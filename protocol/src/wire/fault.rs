@@ -24,8 +24,8 @@ pub enum FaultKind {
     Unreachable,
     /// Reached, but refused. Exit code 6.
     Unauthorized,
-    /// A table of the source changed since the job began: rows read before are useless, so nothing
-    /// is kept. Exit code 1.
+    /// A table of the source changed since the job began, or its snapshot is gone: rows read before are
+    /// useless, so nothing is kept. Exit code 1.
     SourceChanged,
     /// Others may have written to the target's tables while they were loaded: nothing can be proved of
     /// their rows, so nothing is kept. Exit code 1.

@@ -10,8 +10,12 @@ pub const PEER_REQUEST_MAX: usize = 4 * 1024;
 /// The longest request of an operator, in bytes: filters of several jobs, some thousand names.
 pub const API_REQUEST_MAX: usize = 256 * 1024;
 
-/// The longest registration of an agent, in bytes: the ids of ten thousand snapshots.
-pub const REGISTRATION_MAX: usize = 256 * 1024;
+/// The longest registration of an agent, in bytes: ten thousand snapshots and their targets.
+pub const REGISTRATION_MAX: usize = 1024 * 1024;
+
+/// The longest note that a target keeps of its job, in bytes: twice the longest request of an operator, whose filter
+/// it has.
+pub const JOB_NOTE_MAX: usize = 2 * API_REQUEST_MAX;
 
 /// Tables in one page of a plan: at 1,600 columns of 63-byte names each (PostgreSQL's limits) a
 /// page of 50 still fits a control frame.

@@ -175,6 +175,11 @@ impl AgentQuery {
         self.course.on == *node && matches!(self.purpose, Purpose::Rebuild(_))
     }
 
+    /// Whether it removes what is left on that node.
+    pub(super) fn sweeps(&self, node: &NodeId) -> bool {
+        matches!(&self.purpose, Purpose::Sweep(sweep) if sweep.node == *node)
+    }
+
     /// Whether it belongs to that doctor.
     pub(super) fn is_look_of(&self, doctor: u64) -> bool {
         self.look().is_some_and(|look| look.doctor == doctor)

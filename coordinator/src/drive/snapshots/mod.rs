@@ -265,7 +265,7 @@ impl<S: Store> Driver<S> {
         let incarnation = agent.registration.incarnation;
         let open = agent.registration.open_snapshots.clone();
         for id in self.snapshots_of(node) {
-            let held = open.contains(&JobId(id.0));
+            let held = open.iter().any(|held| held.job == JobId(id.0));
             self.step_snapshot(id, Event::Up { incarnation, held }, now);
         }
     }
@@ -404,6 +404,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
                 None => RowsAs::TypesAllow,
             },
             kept_seconds: Some(spec.expires_seconds),
+            only_at: None,
         }),
         (Work::Remove, store) => SourceCommand::DeleteSnapshot {
             location: store.as_ref().map(|store| store.location.clone()),

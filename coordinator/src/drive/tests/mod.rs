@@ -1,6 +1,7 @@
 //! The loop against a cluster in memory: requests, sessions, restarts, deaths, drift.
 
 mod adjust;
+mod adoption;
 mod detach;
 mod drift;
 mod faults;

@@ -370,6 +370,7 @@ impl Turn {
             self.end_mut(side).residue = Residue::Nothing;
         }
         self.job.attempt = Attempt::default();
+        self.job.adopted = None;
         self.forget_epochs();
         self.enter(Step::OpenSource);
     }

@@ -72,6 +72,7 @@ impl Turn {
             None => Effect::PlanDropped,
         });
         self.job.attempt = Attempt::default();
+        self.job.adopted = None;
         self.job.retrying.clear();
         // Nothing that ran on the source is of use any more; what runs on the target is stopped.
         self.job.running.retain(|r| r.work.side() == Side::Target);

@@ -29,6 +29,10 @@ impl Turn {
             return self.snapshot_lost(step, self.stopped());
         }
         let fault = self.blame(work, fault);
+        let refused = work == Work::OpenSource && fault.kind == FaultKind::SourceChanged;
+        if refused && self.job.adopted.is_some() {
+            return self.snapshot_lost(step, fault);
+        }
         match fault.retry {
             // Another try would ask the source for a plan that it may no longer have.
             Retry::Backoff | Retry::NewConnection if work == Work::Copy && self.has_all_parts() => {

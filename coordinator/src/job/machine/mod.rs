@@ -211,7 +211,10 @@ impl Turn {
             _ => {}
         }
         if work == self.job.planner() {
-            self.job.attempt.snapshot_at = Some(self.now);
+            // That of an adopted job is open already.
+            if self.job.adopted.is_none() {
+                self.job.attempt.snapshot_at = Some(self.now);
+            }
             self.effects.push(Effect::PlanDropped);
         }
         self.job.running.push(Running { id, work });

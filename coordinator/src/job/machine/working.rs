@@ -122,7 +122,11 @@ impl Turn {
             {
                 // The source has counted a carried snapshot when it was made.
                 self.job.attempt.proved_source = self.job.carried();
-                self.job.attempt.plan = Some(Plan { lsn, tables, parts });
+                let plan = Plan { lsn, tables, parts };
+                if self.job.adopted.is_some_and(|adopted| adopted != plan) {
+                    return self.snapshot_lost(step, self.lost_snapshot());
+                }
+                self.job.attempt.plan = Some(plan);
                 let kept = self.job.kept;
                 let whole = (tables + kept.tables, parts + kept.sum.parts);
                 if (counted.tables, counted.planned) != whole {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::limits::JOB_NOTE_MAX;
 use crate::wire::{JobId, NodeId, NodeState};
 
 /// Maximum length of each list in a lineage; a server's slots and workers are far fewer.
@@ -140,6 +141,9 @@ pub struct Lineage {
     pub jobs: Vec<JobId>,
     /// What a coordinator mirrored to this node last.
     pub mirrored: Option<MirroredNode>,
+    /// The coordinator's note of the job in `jobs`, where that is one; at most [`JOB_NOTE_MAX`] bytes.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 impl Lineage {
@@ -161,6 +165,7 @@ impl Lineage {
                 .all(|s| short(&s.name) && s.slot.as_deref().is_none_or(short))
             && self.slots.iter().all(|slot| short(slot))
             && mirrored.is_none_or(|error| error.len() <= MIRRORED_ERROR_MAX)
+            && (self.note.as_ref()).is_none_or(|note| note.len() <= JOB_NOTE_MAX)
     }
 }
 

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Outcome, PartDone, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, HeldSnapshot, Outcome, PartDone, SourceCommand,
+    TableSummary, TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::{
-    ByteCount, CommandId, Epoch, Fault, FaultKind, JobId, NodeId, PartNo, RowCount, TableName,
+    ByteCount, CommandId, Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, RowCount, TableName,
     TableNo,
 };
 use tokio::sync::mpsc;
@@ -25,6 +27,8 @@ pub(super) struct Session {
     pub(super) queue: mpsc::Receiver<CoordinatorMessage>,
     /// Messages on their way; lost with the connection.
     pub(super) sent: VecDeque<AgentMessage>,
+    /// What it was told of this node's jobs.
+    pub(super) lineage: Option<Lineage>,
 }
 
 /// A command from its arrival until its outcome is forgotten.
@@ -51,6 +55,15 @@ pub(super) struct Running {
     pub(super) lsn: u64,
     /// Which boot of the server it began under.
     pub(super) boot: u64,
+}
+
+/// Whether it first ends what runs of its job.
+fn ends_others(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Target(TargetCommand::Prepare(_) | TargetCommand::Cleanup { .. })
+            | Command::Source(SourceCommand::Cleanup { .. })
+    )
 }
 
 /// A plan: tables by their number in it.
@@ -318,9 +331,17 @@ impl Agent {
         })
     }
 
-    pub(super) fn open_snapshots(&self) -> Vec<JobId> {
+    pub(super) fn open_snapshots(&self) -> Vec<HeldSnapshot> {
         let held = self.jobs.iter().filter(|(_, job)| job.held);
-        held.map(|(id, _)| *id).collect()
+        held.map(|(id, job)| HeldSnapshot {
+            job: *id,
+            target: job.target.clone(),
+            lsn: match job.open {
+                Some(Holder::Live(at) | Holder::Shared(at)) => Lsn(self.opens[at].lsn),
+                Some(Holder::Stored { .. }) | None => Lsn(0),
+            },
+        })
+        .collect()
     }
 
     pub(super) fn lost_snapshots(&self, boots: u64) -> Vec<JobId> {
@@ -334,6 +355,17 @@ impl Agent {
 
     pub(super) fn part_done(&mut self, job: JobId, part: PartDone) {
         self.reports.entry(job).or_default().done.push(part);
+    }
+
+    fn end_others(&mut self, of: JobId, due: i64) {
+        for entry in self.commands.values_mut() {
+            if let Entry::Running(running) = entry
+                && running.job == of
+            {
+                running.cancelled = true;
+                running.due = running.due.min(due);
+            }
+        }
     }
 
     /// Obeys a message of the coordinator.
@@ -351,6 +383,9 @@ impl Agent {
                     self.tell(id);
                 }
                 None => {
+                    if ends_others(&command) {
+                        self.end_others(job, due);
+                    }
                     let running = Running {
                         job,
                         replication,

@@ -38,6 +38,14 @@ impl Disk {
         *self.fuse.lock().unwrap() = fuse;
     }
 
+    /// Everything is gone; commands are counted from there.
+    pub(super) fn forget(&self, next_command: u64) {
+        let mut store = SqliteStore::in_memory().unwrap();
+        store.apply(&[Write::NextCommand(next_command)]).unwrap();
+        *self.store() = store;
+        self.light(Fuse::Off);
+    }
+
     fn store(&self) -> MutexGuard<'_, SqliteStore> {
         self.store.lock().unwrap()
     }

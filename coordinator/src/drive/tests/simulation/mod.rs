@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use steep_protocol::NodeState;
 use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{JobSpec, Method};
 
@@ -32,8 +33,8 @@ use self::dice::Dice;
 use self::faults::Weather;
 use self::judge::{Watch, ends, is_quiet, judge, unfinished};
 use self::world::{Cluster, Trace};
-use crate::job::Stage;
 use crate::job::retry::Patience;
+use crate::job::{Job, Stage};
 use crate::testing::spec;
 
 /// Seeds of the default run.
@@ -74,6 +75,8 @@ struct Run {
     cluster: Cluster,
     watch: Watch,
     specs: Vec<JobSpec>,
+    /// What has happened to the coordinator's store.
+    store: &'static str,
 }
 
 impl Run {
@@ -94,6 +97,7 @@ impl Run {
             cluster,
             watch: Watch::default(),
             specs,
+            store: "",
         }
     }
 
@@ -135,10 +139,15 @@ impl Run {
         }
         let storm = self.cluster.weather;
         let window = self.cluster.dice.between(10_000, 90_000);
-        while self.cluster.now < window {
+        let plain = matches!(&self.specs[..], [only] if only.method == Method::Snapshot);
+        let mut adopted = None;
+        while self.cluster.now < window && adopted.is_none() {
             let specs = self.specs.clone();
             self.cluster.strike(&specs);
             self.step(STEP)?;
+            if plain && self.cluster.dice.chance(40) {
+                adopted = self.lose_store();
+            }
         }
         self.cluster.weather = Weather::calm();
         self.cluster.disk.light(disk::Fuse::Off);
@@ -146,6 +155,9 @@ impl Run {
         let names: Vec<String> = self.specs.iter().map(|s| s.target.to_string()).collect();
         let targets: Vec<&str> = names.iter().map(String::as_str).collect();
         judge(&mut self.cluster, &targets)?;
+        if let Some(before) = adopted {
+            self.has_gone_on(&before)?;
+        }
         if storm.is_mild() {
             self.has_outlived(&targets)?;
         }
@@ -155,6 +167,30 @@ impl Run {
             judge(&mut self.cluster, &targets)?;
         }
         Ok(())
+    }
+
+    /// The store is lost with a job that can go on without it.
+    fn lose_store(&mut self) -> Option<Job> {
+        let job = self.cluster.adoptable()?;
+        let back = self.cluster.now + self.cluster.dice.between(100, 8_000);
+        self.cluster.note(|| "the store is lost".to_owned());
+        self.cluster.lose_store(back);
+        self.store = ", store lost,";
+        Some(job)
+    }
+
+    /// A job whose coordinator has lost its store ends as if nothing had happened, under its first snapshot.
+    fn has_gone_on(&self, before: &Job) -> Result<(), String> {
+        let driver = self.cluster.driver.as_ref().unwrap();
+        let record = &driver.nodes[&before.spec.target];
+        let same = record.job == Some(before.id) && record.replication() == Some(before.id);
+        match record.state == NodeState::Synchronized && same {
+            true => Ok(()),
+            false => Err(format!(
+                "job {} does not go on after its store is lost: {} {:?}",
+                before.id, record.state, record.error_message
+            )),
+        }
     }
 
     /// Short outages end no job, but in the preflight, whose operator waits for it, or where they happen too often.
@@ -190,7 +226,7 @@ impl Run {
         for spec in &kept {
             let driver = self.cluster.driver.as_ref().unwrap();
             let record = &driver.nodes[&spec.target];
-            if record.state != steep_protocol::NodeState::Synchronized {
+            if record.state != NodeState::Synchronized {
                 return Err(format!(
                     "a resumed job ends {} although nothing fails any more: {:?} (after {storm:?})",
                     record.state, record.error_message
@@ -217,7 +253,10 @@ fn simulate(seed: u64, trace: Trace) -> Result<Vec<String>, String> {
             let targets: Vec<&str> = names.iter().map(String::as_str).collect();
             let method = run.specs[0].method.name();
             let ends = ends(&run.cluster, &targets);
-            Ok(ends.iter().map(|end| format!("{method} {end}")).collect())
+            Ok(ends
+                .iter()
+                .map(|end| format!("{method}{} {end}", run.store))
+                .collect())
         }
         Err(why) => Err(why),
     }

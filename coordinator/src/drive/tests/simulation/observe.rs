@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
 use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::{ByteCount, JobId, Lsn};
 
 use super::postgres::{Note, Server};
@@ -47,6 +48,13 @@ impl Cluster {
             ..Observed::default()
         };
         agent.say(AgentMessage::Prepared(prepared));
+        let lineage = lineage(server);
+        if let Some(session) = &mut agent.session
+            && session.lineage.as_ref() != Some(&lineage)
+        {
+            session.lineage = Some(lineage.clone());
+            agent.say(AgentMessage::Lineage(Box::new(lineage)));
+        }
         let subscriptions = self.subscriptions(n);
         self.nodes[n].agent.say(AgentMessage::Observed(Observed {
             subscriptions,
@@ -72,6 +80,17 @@ impl Cluster {
             })
         });
         statuses.collect()
+    }
+}
+
+/// Unfinished jobs, and the note of a single one.
+fn lineage(server: &Server) -> Lineage {
+    let mut records = server.records.values();
+    let note = records.next().and_then(|record| record.note.clone());
+    Lineage {
+        jobs: server.records.keys().copied().collect(),
+        note: note.filter(|_| records.next().is_none()),
+        ..Lineage::default()
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use steep_protocol::message::agent::PrepareTarget;
 use steep_protocol::{Epoch, JobId, NodeId};
 
 /// Tables of the source's database, by number.
@@ -67,6 +68,15 @@ pub(super) struct Record {
     pub(super) planned: BTreeSet<u32>,
     pub(super) owns_rows: bool,
     pub(super) prepared: bool,
+    /// The coordinator's.
+    pub(super) note: Option<String>,
+}
+
+impl Record {
+    pub(super) fn open(&mut self, plan: &[u32], request: &PrepareTarget) {
+        self.planned.extend(plan);
+        self.note.clone_from(&request.note);
+    }
 }
 
 /// A directory with a stored snapshot.

@@ -35,6 +35,7 @@ impl Cluster {
             id: session,
             queue,
             sent: Default::default(),
+            lineage: None,
         });
         agent.looks_at = self.now;
         let joined = AgentInput::Joined {

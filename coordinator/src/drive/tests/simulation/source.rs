@@ -159,8 +159,27 @@ impl Cluster {
         }))
     }
 
+    /// Whether the request's snapshot is open at that position.
+    fn holds(&self, n: usize, job: JobId, request: &OpenSource, at: Lsn) -> bool {
+        let Node { server, agent, .. } = &self.nodes[n];
+        match agent.jobs.get(&job).and_then(|entry| entry.open.as_ref()) {
+            Some(Holder::Live(open)) => {
+                let held = &agent.opens[*open];
+                let own = (held.epoch, held.restarts) == (request.epoch, request.restarts);
+                own && held.lsn == at.0 && !agent.is_lost(*open, server.boots)
+            }
+            Some(Holder::Shared(_) | Holder::Stored { .. }) | None => false,
+        }
+    }
+
     fn open(&mut self, n: usize, run: &mut Running, request: &OpenSource) -> Result<Next, Fault> {
         let job = run.job;
+        if let Some(at) = request.only_at
+            && !self.holds(n, job, request, at)
+        {
+            let text = "the snapshot is not open any more";
+            return Err(Fault::new(FaultKind::SourceChanged, text));
+        }
         if run.stage == 0 {
             let Node { server, agent, .. } = &mut self.nodes[n];
             agent.admit(job, &request.target);

@@ -159,7 +159,7 @@ impl Cluster {
                     return Ok(Done(Outcome::Warned(Vec::new())));
                 }
                 let record = server.records.entry(job).or_default();
-                record.planned.extend(&plan);
+                record.open(&plan, request);
                 Ok(After(200))
             }
             1 => {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::message::agent::{Command, Outcome, SourceCommand};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::{CommandId, Epoch, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::super::super::clock::Clock;
 use super::super::super::{AgentInput, Answer, Ask, Driver, Handle, Question, Wake};
@@ -14,12 +14,12 @@ use super::dice::Dice;
 use super::disk::Disk;
 use super::faults::Weather;
 use super::judge::is_restored;
-use super::postgres::{Server, TABLES, replicate};
+use super::postgres::{Server, Slot, TABLES, replicate};
 use super::stored::timestamp;
-use crate::job::Job;
 use crate::job::health::Bounds;
 use crate::job::machine::Parting;
 use crate::job::retry::Patience;
+use crate::job::{COMMANDS_PER_JOB, Job, Stage, Step};
 use crate::registry::SessionId;
 use crate::testing::node;
 
@@ -158,6 +158,40 @@ impl Cluster {
             self.at_death = Some(self.jobs());
             self.died(back);
         }
+    }
+
+    /// The coordinator dies, and its store is lost.
+    pub(super) fn lose_store(&mut self, back: i64) {
+        if let Some(driver) = &self.driver {
+            self.disk.forget(driver.next_command + COMMANDS_PER_JOB);
+            self.died(back);
+        }
+    }
+
+    /// The job that goes on if the store is lost now: it is being copied, under a snapshot that is open, and its slot is
+    /// the only one.
+    pub(super) fn adoptable(&self) -> Option<Job> {
+        let jobs = self.jobs();
+        let (Some(job), 1) = (jobs.values().next(), jobs.len()) else {
+            return None;
+        };
+        let record = self.nodes[1].server.records.get(&job.id);
+        let noted = record.is_some_and(|record| record.note.is_some());
+        let Node { server, agent, .. } = &self.nodes[0];
+        let held = agent.open_snapshots();
+        let plan = job.attempt.plan?;
+        let held = held.iter().any(|h| h.job == job.id && h.lsn == plan.lsn);
+        let holds = held && !agent.lost_snapshots(server.boots).contains(&job.id);
+        let copies = job.stage == Stage::Working(Step::Copy) && job.epoch == Epoch(0);
+        let up = self
+            .nodes
+            .iter()
+            .all(|n| n.agent.is_up() && n.server.is_up());
+        let mut slots = server.slots.iter();
+        let own =
+            |(name, slot): (&String, &Slot)| *name == job.replication().slot.as_str() && !slot.lost;
+        let alone = server.slots.len() == 1 && slots.all(own);
+        (noted && holds && copies && up && alone).then(|| job.clone())
     }
 
     fn died(&mut self, back: i64) {

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, CopyParts, MissingObjects, NodeCommand, Observed,
-    Outcome, PartDone, Rebuilt, Registration, ReplicatedDigest, Seat, SlotOrigin, SlotStatus,
-    SourceCommand, SubscriptionStatus, TableSummary, TargetCommand,
+    AgentMessage, Command, CoordinatorMessage, CopyParts, HeldSnapshot, MissingObjects,
+    NodeCommand, Observed, Outcome, PartDone, Rebuilt, Registration, ReplicatedDigest, Seat,
+    SlotOrigin, SlotStatus, SourceCommand, SubscriptionStatus, TableSummary, TargetCommand,
 };
 use steep_protocol::message::api::{
     ApiReply, EndView, EventView, InitRequest, NodeView, Order, ProgressView, Query,
@@ -44,7 +44,11 @@ pub(super) struct FakeAgent {
     pub(super) incarnation: u64,
     queue: mpsc::Receiver<CoordinatorMessage>,
     pub(super) online: bool,
-    snapshots: BTreeSet<JobId>,
+    pub(super) snapshots: BTreeSet<JobId>,
+    /// The consistent point of all of them.
+    pub(super) held_at: Lsn,
+    /// The target of all of them.
+    pub(super) snapshots_of: &'static str,
     /// Jobs whose target may send requests.
     pub(super) admitted: BTreeSet<JobId>,
     /// Commands at work.
@@ -63,6 +67,17 @@ pub(super) struct FakeAgent {
     /// Paces it was told, in order.
     pub(super) intervals: Vec<ReportInterval>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
+}
+
+impl FakeAgent {
+    fn held(&self) -> impl Iterator<Item = HeldSnapshot> {
+        let held = |job: &JobId| HeldSnapshot {
+            job: *job,
+            target: node(self.snapshots_of),
+            lsn: self.held_at,
+        };
+        self.snapshots.iter().map(held)
+    }
 }
 
 /// The replies to an operator.
@@ -185,6 +200,8 @@ impl World {
             queue: mpsc::channel(1).1,
             online: false,
             snapshots: BTreeSet::new(),
+            held_at: Lsn(9),
+            snapshots_of: "b",
             admitted: BTreeSet::new(),
             at_work: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -203,7 +220,7 @@ impl World {
             advertise: format!("{name}:7401"),
             version: "0.1.0".to_owned(),
             incarnation: agent.incarnation,
-            open_snapshots: agent.snapshots.iter().copied().collect(),
+            open_snapshots: agent.held().collect(),
             admitted: agent.admitted.iter().copied().collect(),
             max_workers: 16,
             spool: Some("/var/spool".to_owned()),

@@ -289,6 +289,9 @@ pub struct OpenSource {
     pub rows_as: RowsAs,
     /// A stored snapshot's slot is kept that many seconds, even if nobody comes back for it.
     pub kept_seconds: Option<u64>,
+    /// Only the snapshot that is open at this position will do: without it the command fails with
+    /// [`FaultKind::SourceChanged`](crate::FaultKind::SourceChanged) and opens nothing.
+    pub only_at: Option<Lsn>,
 }
 
 /// How a snapshot's rows are read.
@@ -329,6 +332,9 @@ pub struct PrepareTarget {
     pub rows: RowsFrom,
     /// The stored snapshot that this agent reads itself: schema, plan and rows are those in it.
     pub carried: Option<StoredPlace>,
+    /// Kept beside the job's record and reported with the node's lineage, so that a coordinator that has lost its
+    /// store can go on with the job. Opaque to agents; at most [`crate::limits::JOB_NOTE_MAX`] bytes.
+    pub note: Option<String>,
 }
 
 /// Where a target's rows come from.

@@ -37,7 +37,7 @@ use super::handover::{PreparedSlot, Replication, SlotName};
 use super::lineage::Lineage;
 use super::snapshot::RecordedSnapshot;
 use crate::wire::report_interval::ReportInterval;
-use crate::wire::{CommandId, Fault, JobId, NodeState};
+use crate::wire::{CommandId, Fault, JobId, Lsn, NodeId, NodeState};
 
 /// From an agent to the coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -144,8 +144,8 @@ pub struct Registration {
     pub version: String,
     /// Random at each start of the process: if it changed, open snapshots are gone.
     pub incarnation: u64,
-    /// Jobs whose snapshot this process holds open.
-    pub open_snapshots: Vec<JobId>,
+    /// The snapshots that this process holds open.
+    pub open_snapshots: Vec<HeldSnapshot>,
     /// Jobs whose target may send requests to this process.
     pub admitted: Vec<JobId>,
     /// Workers it can run at once, over all jobs.
@@ -157,6 +157,17 @@ pub struct Registration {
     pub seat: Seat,
     /// How often its node's sequences are to be set to the source's while it follows; 0 for never.
     pub sequence_interval_seconds: u32,
+}
+
+/// A job's snapshot that its source's agent holds open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldSnapshot {
+    /// The job.
+    pub job: JobId,
+    /// The only node that may fetch.
+    pub target: NodeId,
+    /// Its consistent point.
+    pub lsn: Lsn,
 }
 
 /// A digest of the machine's boot, the network namespace and the port that an agent listens on.

@@ -1,0 +1,175 @@
+//! What a target keeps of the job that fills it, for a coordinator that has lost its store. It holds no secret.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use steep_protocol::limits::JOB_NOTE_MAX;
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::lineage::ChangeOrigin;
+use steep_protocol::{Epoch, JobId};
+
+use super::{Job, Plan, Residue, Stage, Step};
+
+/// 1: the first.
+const VERSION: u32 = 1;
+
+/// A job as its target knows it from the time when it is prepared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobNote {
+    version: u32,
+    /// Its id.
+    pub job: JobId,
+    /// What was asked for.
+    pub spec: JobSpec,
+    /// The snapshot that all its rows are from.
+    pub plan: Plan,
+    restarts: u8,
+    origin: ChangeOrigin,
+    /// The name in the certificate of the operator who started it.
+    pub operator: String,
+    accepted_at: Timestamp,
+    began_at: Timestamp,
+    snapshot_at: Option<Timestamp>,
+    warnings: Vec<Finding>,
+}
+
+impl JobNote {
+    /// The note of a job that can go on without its coordinator's store: one with a snapshot of its own, its first,
+    /// that is read live. Without its warnings where it would be too long with them.
+    #[must_use]
+    pub fn of(job: &Job) -> Option<String> {
+        let plain = job.spec.method == Method::Snapshot
+            && job.handover.is_none()
+            && job.snapshot().is_none()
+            && job.epoch == Epoch(0)
+            && !job.spools();
+        if !plain {
+            return None;
+        }
+        let mut note = Self {
+            version: VERSION,
+            job: job.id,
+            spec: job.spec.clone(),
+            plan: job.attempt.plan?,
+            restarts: job.restarts,
+            origin: job.origin,
+            operator: job.operator.clone(),
+            accepted_at: job.accepted_at,
+            began_at: job.began_at,
+            snapshot_at: job.attempt.snapshot_at,
+            warnings: job.warnings.clone(),
+        };
+        let short = |text: &String| text.len() <= JOB_NOTE_MAX;
+        if let Some(text) = serde_json::to_string(&note).ok().filter(short) {
+            return Some(text);
+        }
+        note.warnings.clear();
+        serde_json::to_string(&note).ok().filter(short)
+    }
+
+    /// Reads a note; `None` where it is damaged or another version's.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let note: Self = serde_json::from_str(text).ok()?;
+        (note.version == VERSION && note.spec.method == Method::Snapshot).then_some(note)
+    }
+
+    /// The job, about to find its snapshot open. Both ends have objects of it.
+    #[must_use]
+    pub fn into_job(self, first_command: u64) -> Job {
+        let accepted_at = self.accepted_at;
+        let mut job = Job::new(
+            self.job,
+            self.spec,
+            &self.operator,
+            first_command,
+            accepted_at,
+        );
+        job.stage = Stage::Working(Step::OpenSource);
+        job.adopted = Some(self.plan);
+        job.restarts = self.restarts;
+        job.origin = self.origin;
+        job.began_at = self.began_at;
+        job.attempt.snapshot_at = self.snapshot_at;
+        job.warnings = self.warnings;
+        job.warnings.truncate(super::WARNINGS_MAX);
+        job.source.residue = Residue::Objects;
+        job.target.residue = Residue::Objects;
+        job
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::limits::API_REQUEST_MAX;
+    use steep_protocol::message::facts::Severity;
+    use steep_protocol::{Lsn, SnapshotId, TableName};
+
+    use super::*;
+    use crate::testing::spec;
+
+    fn job() -> Job {
+        let mut job = Job::new(JobId(7), spec("a", "b"), "dba", 1, Timestamp::UNIX_EPOCH);
+        job.attempt.plan = Some(Plan {
+            lsn: Lsn(9),
+            tables: 3,
+            parts: 6,
+        });
+        job.attempt.snapshot_at = Some(Timestamp::UNIX_EPOCH);
+        job.restarts = 1;
+        job
+    }
+
+    #[test]
+    fn a_job_is_as_before_after_its_note() {
+        let text = JobNote::of(&job()).unwrap();
+        let again = JobNote::parse(&text).unwrap().into_job(99);
+        assert_eq!((again.id, again.restarts), (JobId(7), 1));
+        assert_eq!(again.spec, job().spec);
+        assert_eq!(again.adopted, job().attempt.plan);
+        assert_eq!(again.attempt.snapshot_at, job().attempt.snapshot_at);
+        assert_eq!((again.operator.as_str(), again.first_command), ("dba", 99));
+    }
+
+    #[test]
+    fn only_a_plain_job_with_a_plan_has_a_note() {
+        let refused = |change: fn(&mut Job)| {
+            let mut job = job();
+            change(&mut job);
+            assert_eq!(JobNote::of(&job), None);
+        };
+        refused(|job| job.attempt.plan = None);
+        refused(|job| job.epoch = Epoch(1));
+        refused(|job| job.shared = Some(SnapshotId(5)));
+        refused(|job| job.spec.method = Method::Native);
+        refused(|job| job.spec.method = Method::TwoPhase);
+    }
+
+    #[test]
+    fn what_is_no_note_of_this_version_is_not_read() {
+        let text = JobNote::of(&job()).unwrap();
+        let newer = text.replace("\"version\":1", "\"version\":2");
+        assert_ne!(newer, text);
+        for bad in ["", "{}", "null", &newer, &text[..text.len() - 1]] {
+            assert_eq!(JobNote::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_long_note_goes_without_warnings_and_one_that_is_still_too_long_is_none() {
+        let mut job = job();
+        job.warnings = vec![Finding {
+            severity: Severity::Warning,
+            code: "x".to_owned(),
+            node: None,
+            what: "w".repeat(JOB_NOTE_MAX),
+            why: String::new(),
+            fix: String::new(),
+        }];
+        let note = JobNote::parse(&JobNote::of(&job).unwrap()).unwrap();
+        assert_eq!(note.warnings, Vec::new());
+        let name = TableName::new("public", "t".repeat(60)).unwrap();
+        job.spec.filter.exclude_tables = vec![name; API_REQUEST_MAX / 20];
+        assert_eq!(JobNote::of(&job), None);
+    }
+}
