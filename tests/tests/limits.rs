@@ -273,12 +273,17 @@ fn begin_spooled(cluster: &Cluster, target: &str) -> Result<()> {
     Ok(())
 }
 
-/// Ends a copy fast, and compares.
+/// Ends a copy fast, compares, and waits until nothing is left of a spool.
 fn end_spooled(cluster: &Cluster, target: &str) -> Result<()> {
     let adjust = ["init", "adjust", "--node", target, "--max-rate", "none"];
     cluster.cli(&adjust)?.expect(0)?;
     cluster.wait_state(target, &["synchronized"], LIMIT)?;
-    compare::rows(&cluster.database("node_a"), &cluster.database(target))?.none()
+    compare::rows(&cluster.database("node_a"), &cluster.database(target))?.none()?;
+    let spool = cluster.dir().join("agent-node_a").join("spool");
+    wait::until_true("the spool to be empty", LIMIT, || {
+        let left = std::fs::read_dir(&spool).map(|mut all| all.next().is_some());
+        Ok(!left.unwrap_or_default())
+    })
 }
 
 fn wait_sealed(cluster: &Cluster) -> Result<()> {
