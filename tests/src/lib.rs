@@ -5,7 +5,7 @@
 //! [`host_image`] a machine in a container, and [`required`] says what happens without them; [`sample`],
 //! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
 //! other users; [`relay`] is a bad network between its processes; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
-//! behind; [`small_disk`] is one that gets full, [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
+//! behind; [`small_disk`] is one that gets full, [`limits`] and [`memory_group`] leave processes little; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
 //! traces and logs.
 //!
 //! The harness knows the product only from outside, like a user: by its binaries, flags, output and
@@ -22,8 +22,10 @@ pub mod command;
 pub mod compare;
 pub mod host_image;
 pub mod hostile;
+pub mod limits;
 pub mod load;
 pub mod logs;
+pub mod memory_group;
 pub mod partitioned;
 pub mod paths;
 pub mod pg;

@@ -36,6 +36,25 @@ impl SmallDisk {
         Ok(Some(mounted))
     }
 
+    /// The bytes of its files.
+    ///
+    /// # Errors
+    /// The file system refuses it.
+    pub fn used(&self) -> Result<u64> {
+        let stat = statvfs(&self.0)?;
+        Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
+    }
+
+    /// From now on, it has that many bytes free and no more, whatever it was mounted with.
+    ///
+    /// # Errors
+    /// The file system refuses it.
+    pub fn leave_bytes(&self, more: u64) -> Result<()> {
+        // A size of zero is none.
+        let size = (self.used()? + more).max(1);
+        self.remount(&format!("size={size}"))
+    }
+
     /// From now on, it takes `more` new files and directories and no other.
     ///
     /// # Errors
@@ -43,9 +62,13 @@ impl SmallDisk {
     pub fn leave_inodes(&self, more: u64) -> Result<()> {
         let stat = statvfs(&self.0)?;
         let used = stat.f_files - stat.f_ffree;
+        self.remount(&format!("nr_inodes={}", used + more))
+    }
+
+    fn remount(&self, option: &str) -> Result<()> {
         let mut remount = Command::new("mount");
         remount
-            .args(["-o", &format!("remount,nr_inodes={}", used + more)])
+            .args(["-o", &format!("remount,{option}")])
             .arg(&self.0);
         command::output(&mut remount).map(drop)
     }

@@ -212,17 +212,25 @@ async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
     let status = status.map_err(|error| format!("{name} cannot be waited for: {error}"))?;
     if !status.success() {
         let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
-        return Ok(Err(format!("{name} failed ({status}): {complaints}")));
+        let why = if complaints.is_empty() {
+            "no message"
+        } else {
+            &complaints
+        };
+        return Ok(Err(format!("{name} failed ({status}): {why}")));
     }
     let mut text = File::from_std(file);
     text.rewind().await.map_err(unusable)?;
     Ok(Ok(text))
 }
 
-/// Whether a failed dump may succeed later: the server was away, or the snapshot with it. `pg_dump` gives
-/// no SQLSTATE.
+/// In the status of a program that was killed, by the kernel for want of memory or by hand.
+const KILLED: &str = "signal: 9";
+
+/// Whether a failed dump may succeed later: the server was away, or the snapshot with it, or there was no
+/// memory. `pg_dump` gives no SQLSTATE.
 fn retry(complaints: &str) -> Retry {
-    const PASSING: [&str; 3] = ["connection", "the database system is", "snapshot"];
+    const PASSING: [&str; 4] = ["connection", "the database system is", "snapshot", KILLED];
     match PASSING.iter().any(|sign| complaints.contains(sign)) {
         true => Retry::Backoff,
         false => Retry::Never,
@@ -235,6 +243,12 @@ fn hint(node: &NodeId, complaints: &str) -> String {
         return format!(
             "the lock table is full: on {node}, ALTER SYSTEM SET max_locks_per_transaction to a higher \
              number (doctor says which), restart its PostgreSQL, then run init again"
+        );
+    }
+    if complaints.contains(KILLED) {
+        return format!(
+            "pg_dump was killed, most often by the kernel for want of memory (see its log on {node}): the limit of \
+             the agent's service must leave room for pg_dump, some 30 MB and more for thousands of tables"
         );
     }
     if retry(complaints) != Retry::Never {
@@ -384,6 +398,16 @@ mod tests {
         assert!(told.contains("node_a runs"), "{told}");
         let refused = hint(&node, "pg_dump: error: permission denied for table t");
         assert!(refused.contains("role"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_dump_that_is_killed_is_said_to_lack_memory_and_is_repeated() {
+        let mut killed = Command::new("sh");
+        killed.args(["-c", "kill -9 $$"]);
+        let complaints = printed(killed).await.unwrap().unwrap_err();
+        let told = hint(&NodeId::parse("node_a").unwrap(), &complaints);
+        assert!(told.contains("memory"), "{complaints}: {told}");
+        assert_eq!(retry(&complaints), Retry::Backoff);
     }
 
     #[test]

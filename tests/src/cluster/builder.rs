@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::{Cluster, Dials, Node};
 use crate::command;
+use crate::limits::Limits;
 use crate::paths::Binaries;
 use crate::pg::{Durability, Grouping, Installation, Options, Server};
 use crate::ports::Port;
@@ -23,6 +24,7 @@ pub struct Builder {
     agent_environment: Vec<(String, String, String)>,
     without_data_dir: Vec<String>,
     coordinator_arguments: Vec<String>,
+    limits: Limits,
     durability: Durability,
     grouping: Grouping,
     binaries: Option<Binaries>,
@@ -39,6 +41,7 @@ impl Default for Builder {
             agent_environment: Vec::new(),
             without_data_dir: Vec::new(),
             coordinator_arguments: Vec::new(),
+            limits: Limits::default(),
             durability: Durability::Relaxed,
             grouping: Grouping::Shared,
             binaries: None,
@@ -98,6 +101,13 @@ impl Builder {
     #[must_use]
     pub fn coordinator_argument(mut self, argument: &str) -> Self {
         self.coordinator_arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Limits of every agent's and the coordinator's process.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -186,6 +196,7 @@ impl Builder {
             grouping: self.grouping,
             coordinator_port: Port::take()?,
             coordinator_arguments: self.coordinator_arguments,
+            coordinator_limits: self.limits,
             dir,
             _scratch: scratch,
         })
@@ -224,6 +235,7 @@ impl Builder {
             coordinator: None,
             replication_port: None,
             dials: Dials::default(),
+            limits: self.limits.clone(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             agent_environment: variables
                 .map(|(_, name, value)| (name.clone(), value.clone()))

@@ -6,7 +6,6 @@ mod cli;
 mod node;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -17,6 +16,7 @@ pub use builder::{Builder, issue_certificates};
 pub use cli::{CLI_LIMIT, Output, Running};
 pub use node::{Dials, Node};
 
+use crate::limits::Limits;
 use crate::logs::Documented;
 use crate::paths::Binaries;
 pub use crate::pg::DATABASE;
@@ -51,6 +51,7 @@ pub struct Cluster {
     grouping: Grouping,
     coordinator_port: Port,
     coordinator_arguments: Vec<String>,
+    coordinator_limits: Limits,
     dir: PathBuf,
     _scratch: Option<Scratch>,
 }
@@ -139,7 +140,8 @@ impl Cluster {
     /// Why it does not start.
     pub fn start_coordinator(&mut self) -> Result<()> {
         let certs = self.certs();
-        let mut command = Command::new(self.binaries.coordinator());
+        let coordinator = self.binaries.coordinator();
+        let mut command = self.coordinator_limits.command(&coordinator);
         command
             .args([
                 "run",

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
 use super::DATABASE;
+use crate::limits::Limits;
 use crate::pg::{Database, Grouping, Server};
 use crate::ports::Port;
 use crate::process::{Process, READY_LIMIT};
@@ -33,6 +33,7 @@ pub struct Node {
     /// The port that other servers are sent to, if not the server's own.
     pub(super) replication_port: Option<u16>,
     pub(super) dials: Dials,
+    pub(super) limits: Limits,
     pub(super) has_data_dir: bool,
     pub(super) agent_arguments: Vec<String>,
     pub(super) agent_environment: BTreeMap<String, String>,
@@ -105,6 +106,11 @@ impl Node {
     /// Sets how the agent connects from the next start on.
     pub fn set_dials(&mut self, dials: Dials) {
         self.dials = dials;
+    }
+
+    /// Sets the limits of the agent's process from the next start on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Sets another node's database for the agent from the next start on.
@@ -188,7 +194,7 @@ impl Node {
         let advertise = self.advertise.as_deref().unwrap_or(&address);
         let coordinator = self.coordinator.as_deref().unwrap_or(coordinator);
         let password = self.password.as_deref().unwrap_or(self.server.password());
-        let mut command = Command::new(binary);
+        let mut command = self.limits.command(binary);
         command
             .args(["run", "--log-format", "json", "--node", &self.name])
             .args([
