@@ -168,7 +168,7 @@ impl Cluster {
         }
     }
 
-    /// The job that goes on if the store is lost now: it is being copied, under a snapshot that is open, and its slot is
+    /// The job that goes on if the store is lost now: it is prepared or copied, under a snapshot that is open, and its slot is
     /// the only one.
     pub(super) fn adoptable(&self) -> Option<Job> {
         let jobs = self.jobs();
@@ -182,7 +182,8 @@ impl Cluster {
         let plan = job.attempt.plan?;
         let held = held.iter().any(|h| h.job == job.id && h.lsn == plan.lsn);
         let holds = held && !agent.lost_snapshots(server.boots).contains(&job.id);
-        let copies = job.stage == Stage::Working(Step::Copy) && job.epoch == Epoch(0);
+        let copies = matches!(job.stage, Stage::Working(Step::PrepareTarget | Step::Copy))
+            && job.epoch == Epoch(0);
         let up = self
             .nodes
             .iter()
