@@ -63,6 +63,8 @@ pub(super) struct Cluster {
     pub(super) unnoticed: Vec<(i64, NodeId, SessionId)>,
     pub(super) sessions: u64,
     patience: Patience,
+    /// Whether the store was lost: before, the coordinator has nothing to learn from agents.
+    pub(super) store_lost: bool,
     /// The jobs of a coordinator that died between two turns.
     at_death: Option<BTreeMap<JobId, Job>>,
     /// Nodes with rows of a copy that was complete when its job ended: they stay.
@@ -103,6 +105,7 @@ impl Cluster {
             unnoticed: Vec::new(),
             sessions: 0,
             patience,
+            store_lost: false,
             at_death: None,
             keeps_rows: BTreeSet::new(),
             misrestored: None,
@@ -163,6 +166,7 @@ impl Cluster {
     /// The coordinator dies, and its store is lost.
     pub(super) fn lose_store(&mut self, back: i64) {
         if let Some(driver) = &self.driver {
+            self.store_lost = true;
             self.disk.forget(driver.next_command + COMMANDS_PER_JOB);
             self.died(back);
         }
