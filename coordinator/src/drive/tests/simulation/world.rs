@@ -63,6 +63,8 @@ pub(super) struct Cluster {
     pub(super) unnoticed: Vec<(i64, NodeId, SessionId)>,
     pub(super) sessions: u64,
     patience: Patience,
+    /// Whether the store was lost: before, the coordinator has nothing to learn from agents.
+    pub(super) store_lost: bool,
     /// The jobs of a coordinator that died between two turns.
     at_death: Option<BTreeMap<JobId, Job>>,
     /// Nodes with rows of a copy that was complete when its job ended: they stay.
@@ -103,6 +105,7 @@ impl Cluster {
             unnoticed: Vec::new(),
             sessions: 0,
             patience,
+            store_lost: false,
             at_death: None,
             keeps_rows: BTreeSet::new(),
             misrestored: None,
@@ -163,12 +166,13 @@ impl Cluster {
     /// The coordinator dies, and its store is lost.
     pub(super) fn lose_store(&mut self, back: i64) {
         if let Some(driver) = &self.driver {
+            self.store_lost = true;
             self.disk.forget(driver.next_command + COMMANDS_PER_JOB);
             self.died(back);
         }
     }
 
-    /// The job that goes on if the store is lost now: it is being copied, under a snapshot that is open, and its slot is
+    /// The job that goes on if the store is lost now: it is prepared or copied, under a snapshot that is open, and its slot is
     /// the only one.
     pub(super) fn adoptable(&self) -> Option<Job> {
         let jobs = self.jobs();
@@ -182,7 +186,8 @@ impl Cluster {
         let plan = job.attempt.plan?;
         let held = held.iter().any(|h| h.job == job.id && h.lsn == plan.lsn);
         let holds = held && !agent.lost_snapshots(server.boots).contains(&job.id);
-        let copies = job.stage == Stage::Working(Step::Copy) && job.epoch == Epoch(0);
+        let copies = matches!(job.stage, Stage::Working(Step::PrepareTarget | Step::Copy))
+            && job.epoch == Epoch(0);
         let up = self
             .nodes
             .iter()
