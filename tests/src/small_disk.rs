@@ -13,6 +13,9 @@ use crate::pg::account::Account;
 #[derive(Debug)]
 pub struct SmallDisk(PathBuf);
 
+/// How often a size is chosen anew.
+const SIZES_TRIED: usize = 50;
+
 impl SmallDisk {
     /// Mounts one of that many MiB, with a directory `space` for the servers' account. `None` if this process
     /// may not mount.
@@ -50,9 +53,15 @@ impl SmallDisk {
     /// # Errors
     /// The file system refuses it.
     pub fn leave_bytes(&self, more: u64) -> Result<()> {
-        // A size of zero is none.
-        let size = (self.used()? + more).max(1);
-        self.remount(&format!("size={size}"))
+        // A size below what is used is refused, and others may be writing.
+        for _ in 0..SIZES_TRIED {
+            // A size of zero is none.
+            let size = (self.used()? + more).max(1);
+            if self.remount(&format!("size={size}")).is_ok() {
+                return Ok(());
+            }
+        }
+        self.remount(&format!("size={}", (self.used()? + more).max(1)))
     }
 
     /// From now on, it takes `more` new files and directories and no other.

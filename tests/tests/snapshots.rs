@@ -29,10 +29,8 @@ fn generate(cluster: &Cluster, output: &Path, further: &[&str]) -> Result<Value>
 }
 
 fn id(snapshot: &Value) -> Result<String> {
-    Ok(snapshot["snapshot_id"]
-        .as_str()
-        .context("an id")?
-        .to_owned())
+    let id = snapshot["snapshot_id"].as_str();
+    Ok(id.context("an id")?.to_owned())
 }
 
 fn show(cluster: &Cluster, id: &str) -> Result<Value> {
