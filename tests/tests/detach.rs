@@ -57,6 +57,10 @@ fn a_detached_node_has_all_rows_numbers_of_its_own_and_nothing_of_ours() -> Resu
     assert_eq!(cluster.state("node_b")?, "synchronized");
     assert_eq!(slots(&source)?, "1");
 
+    let unasked = cluster.cli(&["detach", "--node", "node_b"])?.expect(2)?;
+    ensure!(unasked.text().contains("--yes"), "{unasked}");
+    assert_eq!(slots(&source)?, "1");
+
     // Nothing arrives, so the wait ends and nothing has changed.
     let name = target.sql("SELECT subname FROM pg_subscription")?;
     let held = steep_tests::session::Session::sleeping(
@@ -128,7 +132,7 @@ fn a_detach_without_the_source_or_struck_by_deaths_ends_clean() -> Result<()> {
         .last_object()?;
     let left = alone["left"].to_string();
     for said in [
-        "slot and publication",
+        "and publication",
         "removed as soon as its agent is back",
         "sequences here were not set",
     ] {

@@ -175,3 +175,54 @@ fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> 
     assert!(!format!("{ended:?}").contains(&password), "{ended:?}");
     Ok(())
 }
+
+/// Operators of the owner's, found before PostgreSQL's own, that make him a superuser.
+const SHADOWS: &str = "
+    CREATE SCHEMA shadows AUTHORIZATION app_owner;
+    SET ROLE app_owner;
+    CREATE TABLE public.kept (id integer PRIMARY KEY);
+    CREATE FUNCTION shadows.eq(a text, b text) RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog AS $f$
+    BEGIN
+        BEGIN ALTER ROLE app_owner SUPERUSER; EXCEPTION WHEN OTHERS THEN NULL; END;
+        RETURN a OPERATOR(pg_catalog.=) b;
+    END $f$;
+    CREATE OPERATOR shadows.= (LEFTARG = text, RIGHTARG = text, FUNCTION = shadows.eq)";
+
+#[test]
+fn the_search_path_of_a_hostile_database_gains_its_owner_nothing() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        database.sql("CREATE ROLE app_owner")?;
+        let name = database.name();
+        database.sql(&format!(
+            "ALTER DATABASE {name} OWNER TO app_owner; ALTER SCHEMA public OWNER TO app_owner"
+        ))?;
+    }
+    source.sql(SHADOWS)?;
+    let name = source.name().to_owned();
+    // Set by the owner, for all that log in from now on.
+    for path in ["shadows, pg_catalog, public", "shadows, public"] {
+        source.sql(&format!("ALTER DATABASE {name} SET search_path = {path}"))?;
+        let output = cluster.init(&["--force"])?.expect(0)?;
+        let rights = "SELECT rolsuper FROM pg_roles WHERE rolname = 'app_owner'";
+        for database in [&source, &target] {
+            assert_eq!(database.sql(rights)?, "f", "{path}: {}", database.name());
+        }
+        let set = target.sql("SELECT count(*) FROM pg_db_role_setting WHERE array_to_string(setconfig, ' ') LIKE '%shadows%'")?;
+        let refused = path.contains("pg_catalog");
+        assert_eq!(set == "0", refused, "{path}");
+        assert_eq!(
+            output
+                .text()
+                .contains("names pg_catalog after other schemas"),
+            refused,
+            "{output}"
+        );
+        cluster
+            .cli(&["detach", "--node", "node_b", "--yes"])?
+            .expect(0)?;
+        target.sql("DROP TABLE IF EXISTS public.kept; DROP SCHEMA IF EXISTS shadows CASCADE")?;
+    }
+    Ok(())
+}

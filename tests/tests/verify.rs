@@ -211,7 +211,7 @@ fn lost(cluster: &mut Cluster) -> Result<()> {
         cluster.kill_agent(node)?;
         let ended = running.finish(LIMIT)?.expect(6)?;
         ensure!(
-            ended.stderr.contains(node) && ended.stderr.contains("verify again"),
+            ended.stderr.contains(node) && ended.stderr.contains("run the command again"),
             "{ended}"
         );
         cluster.start_agent(node)?;

@@ -146,6 +146,7 @@ async fn raise_batch(conn: &Conn, batch: &[(TableName, i64)]) -> Result<Vec<Row>
             WHEN NOT has_sequence_privilege(c.oid, 'USAGE, SELECT')
                 OR NOT has_sequence_privilege(c.oid, 'UPDATE') THEN 'denied'
             WHEN w.value NOT BETWEEN q.seqmin AND q.seqmax THEN 'out of bounds'
+            WHEN l.value IS NULL AND NOT has_sequence_privilege(c.oid, 'SELECT') THEN 'denied'
             WHEN l.value IS NULL THEN 'unused'
             WHEN (w.value - l.value::numeric) * sign(q.seqincrement) <= 0 THEN 'ahead'
             WHEN setval(c.oid::regclass, w.value) IS NOT NULL THEN 'raised' END
@@ -242,12 +243,12 @@ impl Raising {
             (
                 self.unreadable,
                 "the source's agent may not read",
-                "grant its role USAGE on them",
+                "grant its role SELECT on them",
             ),
             (
                 self.denied,
                 "this node's agent may not set",
-                "grant its role USAGE and UPDATE on them",
+                "grant its role SELECT and UPDATE on them",
             ),
             (
                 self.out_of_bounds,

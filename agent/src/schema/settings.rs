@@ -37,6 +37,13 @@ pub(crate) async fn carry_over(
                 continue;
             }
         }
+        if shadows_catalog(wanted) {
+            left.push(format!(
+                "{} (it names pg_catalog after other schemas, whose operators would replace PostgreSQL's own)",
+                wanted.name
+            ));
+            continue;
+        }
         let own = here
             .iter()
             .find(|s| s.name.eq_ignore_ascii_case(&wanted.name) && s.scope == wanted.scope);
@@ -64,6 +71,15 @@ pub(crate) async fn carry_over(
     )])
 }
 
+/// Whether a `search_path` finds objects of other schemas before those of PostgreSQL.
+fn shadows_catalog(wanted: &DatabaseSetting) -> bool {
+    let path = wanted.name.eq_ignore_ascii_case("search_path");
+    let mut schemas = wanted.value.expose().split(',');
+    path && schemas
+        .position(|schema| schema.trim().trim_matches('"') == "pg_catalog")
+        .is_some_and(|at| at > 0)
+}
+
 async fn set(
     task: &Task,
     conn: &Conn,
@@ -76,18 +92,20 @@ async fn set(
     let name = quoted(&wanted.name);
     let undo = literal(&format!("{alter} RESET {name}"));
     let work = async {
-        conn.attempt("BEGIN").await?;
-        let sql = "SELECT set_config($1, $2, true)";
-        conn.fetch(sql, &[&wanted.name, &wanted.value.expose()])
-            .await?;
         conn.attempt(&format!(
-            "INSERT INTO steep_repl.deferred_objects (job, ord, stage, kind, create_sql, state)
+            "BEGIN; INSERT INTO steep_repl.deferred_objects (job, ord, stage, kind, create_sql, state)
              SELECT '{job}', coalesce(max(ord) + 1, 0), {UNDONE}, 'other', {undo}, 'done'
-             FROM steep_repl.deferred_objects WHERE job = '{job}';
-             {alter} SET {name} FROM CURRENT; COMMIT",
+             FROM steep_repl.deferred_objects WHERE job = '{job}'",
             job = task.job
         ))
-        .await
+        .await?;
+        // From here to the end of the transaction the value holds, and may be a search_path with operators of others:
+        // only statements follow that look up nothing by name.
+        let sql = "SELECT pg_catalog.set_config($1, $2, true)";
+        conn.fetch(sql, &[&wanted.name, &wanted.value.expose()])
+            .await?;
+        conn.attempt(&format!("{alter} SET {name} FROM CURRENT; COMMIT"))
+            .await
     };
     let outcome = work.await;
     if outcome.is_err() {
@@ -111,4 +129,33 @@ pub(crate) async fn take_back(conn: &Conn, job: JobId) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::message::peer::Secret;
+
+    use super::*;
+
+    #[test]
+    fn a_search_path_with_the_catalog_behind_others_is_found() {
+        let shadows = |name: &str, value: &str| {
+            shadows_catalog(&DatabaseSetting {
+                name: name.to_owned(),
+                value: Secret::new(value.to_owned()),
+                scope: SettingScope::Database,
+            })
+        };
+        for path in [
+            "evil, pg_catalog, public",
+            "a,\"pg_catalog\"",
+            "a, b ,pg_catalog",
+        ] {
+            assert!(shadows("search_path", path), "{path}");
+        }
+        for path in ["a, public", "pg_catalog, a", "", "\"$user\", public"] {
+            assert!(!shadows("Search_Path", path), "{path}");
+        }
+        assert!(!shadows("app.path", "a, pg_catalog"));
+    }
 }

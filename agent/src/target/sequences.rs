@@ -1,8 +1,8 @@
 //! Sets the node's sequences to the source's: while it follows, and once it no longer does.
 
-use steep_protocol::Fault;
 use steep_protocol::message::agent::SequencesRaised;
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::{Fault, FaultKind};
 
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
@@ -34,11 +34,23 @@ pub(super) async fn take_over(
         None => vec![
             "the sequences here were not set to the source's, which cannot be reached".to_owned(),
         ],
-        Some(source) => {
-            let raised = raise_sequences(task, source).await?;
-            tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
-            raised.problems
-        }
+        Some(source) => match raise_sequences(task, source).await {
+            Ok(raised) => {
+                tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
+                raised.problems
+            }
+            // Admitted again, this node may ask.
+            Err(fault)
+                if matches!(fault.kind, FaultKind::Cancelled | FaultKind::Unauthorized)
+                    && fault.node.as_ref() != Some(&task.node) =>
+            {
+                return Err(fault);
+            }
+            // The subscription is gone: nothing is won by another try.
+            Err(fault) => vec![format!(
+                "the sequences here were not set to the source's: {fault}"
+            )],
+        },
     };
     let finding = |problem| Finding {
         severity: Severity::Warning,

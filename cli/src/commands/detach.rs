@@ -31,14 +31,19 @@ pub(super) async fn run(args: DetachArgs, context: &Context) -> Result<u8, Failu
     if !context.terminal.json && plan.detached_at.is_none() {
         print(&detach::plan(&plan, context.terminal.out));
     }
-    if !args.yes && context.terminal.interactive && plan.detached_at.is_none() {
+    if !args.yes && plan.detached_at.is_none() {
+        if !context.terminal.interactive {
+            let text = "nobody can be asked whether to detach it: nothing was changed";
+            let failure = Failure::new(FaultKind::BadRequest, text).on(&args.node);
+            return Err(failure.hint("repeat the command with --yes"));
+        }
         let question = format!("Detach {} from {}?", plan.node_id, plan.source_node);
         let confirmed = tokio::select! {
             confirmed = terminal::confirm(&question) => confirmed,
             _ = signals.next() => false,
         };
         if !confirmed {
-            return Err(Failure::new(FaultKind::Failed, "nothing was changed").on(&args.node));
+            return Err(Failure::new(FaultKind::Cancelled, "nothing was changed").on(&args.node));
         }
     }
     let order = Order::Detach(DetachSpec {

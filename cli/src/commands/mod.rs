@@ -100,8 +100,8 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,
         Command::Snapshot(command) => snapshot::run(command, &context).await,
-        Command::Verify(args) => interruptible(verify::run(args, &context)).await,
-        Command::AnalyzeOverlap(args) => interruptible(verify::overlap(args, &context)).await,
+        Command::Verify(args) => verify::run(args, &context).await,
+        Command::AnalyzeOverlap(args) => verify::overlap(args, &context).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }

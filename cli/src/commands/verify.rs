@@ -4,22 +4,20 @@ use indicatif::ProgressBar;
 use steep_protocol::FaultKind;
 use steep_protocol::message::agent::WorkProgress;
 use steep_protocol::message::api::{ApiReply, Order};
-use steep_protocol::message::verify::VerifyReport;
+use steep_protocol::message::verify::{VerifyReport, VerifySpec};
 
-use super::Context;
+use super::{Context, interrupted};
 use crate::args::{OverlapArgs, VerifyArgs};
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{overlap, stored, verify};
+use crate::signals::Signals;
 use crate::terminal::{Terminal, print, print_json, tell};
 
 /// Shows how far the comparison is, then its result.
 pub(super) async fn run(args: VerifyArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
-    let client = context.client().await?;
-    let order = Order::Verify(Box::new(args.spec(&context.settings)));
-    let report = follow(&client, order, terminal).await?;
-    client.close().await;
+    let report = compared(args.spec(&context.settings), context).await?;
     if terminal.json {
         print_json(&verify::json(&report));
     } else {
@@ -34,10 +32,7 @@ pub(super) async fn run(args: VerifyArgs, context: &Context) -> Result<u8, Failu
 /// The same, counted as a merge needs it. Tables without a common key are refused.
 pub(super) async fn overlap(args: OverlapArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
-    let client = context.client().await?;
-    let order = Order::Verify(Box::new(args.spec(&context.settings)));
-    let report = follow(&client, order, terminal).await?;
-    client.close().await;
+    let report = compared(args.spec(&context.settings), context).await?;
     if terminal.json {
         print_json(&overlap::json(&report));
     } else {
@@ -50,6 +45,22 @@ pub(super) async fn overlap(args: OverlapArgs, context: &Context) -> Result<u8, 
     let text = format!("no key is unique on both nodes: {}", refused.join(", "));
     let hint = "give these tables a primary key on both nodes, or name the others with --tables";
     Err(Failure::new(FaultKind::Failed, text).hint(hint))
+}
+
+/// The result. A signal ends the comparison at once: the coordinator notices a connection that is closed.
+async fn compared(spec: VerifySpec, context: &Context) -> Result<VerifyReport, Failure> {
+    let mut signals = Signals::catch()?;
+    let client = tokio::select! {
+        client = context.client() => client?,
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    };
+    let order = Order::Verify(Box::new(spec));
+    let report = tokio::select! {
+        report = follow(&client, order, context.terminal) => report,
+        interrupt = signals.next() => Err(interrupted(interrupt)),
+    };
+    client.close().await;
+    report
 }
 
 async fn follow(

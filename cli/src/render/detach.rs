@@ -37,12 +37,12 @@ pub(crate) fn plan(plan: &DetachPlan, paint: Paint) -> String {
         )),
     };
     let applied = match plan.lag_bytes {
-        Some(0) => "everything".to_owned(),
+        Some(0) => "everything, when it was last looked at; --wait makes sure".to_owned(),
         Some(lag) => paint.yellow(&format!(
-            "all but {} of WAL, which never arrives; --wait waits for it",
+            "all but {} of WAL, when it was last looked at; the rest never arrives without --wait",
             units::size(lag)
         )),
-        None => paint.yellow("unknown"),
+        None => paint.yellow("unknown; --wait makes sure"),
     };
     let sequences = match plan.source_reachable {
         true => "set to the source's",

@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::api::Afterwards;
+use steep_protocol::message::handover::{Replication, SlotOwner};
 use steep_protocol::message::job::{CancelledData, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
@@ -170,7 +171,7 @@ impl<S: Store> Driver<S> {
             }
             (Side::Target, _) => Remains::Tables(job.id),
         };
-        let text = left_behind(node, remains, job.replication().name().as_str(), why);
+        let text = left_behind(node, remains, &job.replication(), why);
         live.given_up.push(text.clone());
         live.left_on.push(side);
         let note = Note::warn("init.given_up", text)
@@ -222,7 +223,14 @@ pub(super) enum Remains {
     Tables(JobId),
 }
 
-pub(super) fn left_behind(node: &NodeId, remains: Remains, name: &str, why: &str) -> String {
+pub(super) fn left_behind(
+    node: &NodeId,
+    remains: Remains,
+    replication: &Replication,
+    why: &str,
+) -> String {
+    let (name, slot) = (replication.name(), &replication.slot);
+    let name = name.as_str();
     let drop_subscription = format!(
         "ALTER SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), then DROP SUBSCRIPTION {name}"
     );
@@ -239,24 +247,35 @@ pub(super) fn left_behind(node: &NodeId, remains: Remains, name: &str, why: &str
              agent: DROP FUNCTION steep_repl.keep_out_{job}() CASCADE removes the triggers; for the \
              subscription, {drop_subscription}"
         ),
-        Remains::Publisher => format!(
-            "on {node} slot and publication {name} remain ({why}), and the slot keeps WAL. To remove \
-             them as a superuser: if the slot is in use, SELECT pg_terminate_backend(active_pid) FROM \
-             pg_replication_slots WHERE slot_name = '{name}'; then SELECT \
-             pg_drop_replication_slot('{name}') and DROP PUBLICATION {name}"
-        ),
+        Remains::Publisher => {
+            let drop_publication = match SlotOwner::of(slot.as_str()) {
+                // Without it, the others would no longer get any change.
+                Some(SlotOwner::Made(..)) => format!(
+                    "; once no other node of the same snapshot follows by it, DROP PUBLICATION {name}"
+                ),
+                _ => format!(" and DROP PUBLICATION {name}"),
+            };
+            format!(
+                "on {node} slot {slot} and publication {name} remain ({why}), and the slot keeps WAL. To remove \
+                 them as a superuser: if the slot is in use, SELECT pg_terminate_backend(active_pid) FROM \
+                 pg_replication_slots WHERE slot_name = '{slot}'; then SELECT \
+                 pg_drop_replication_slot('{slot}'){drop_publication}"
+            )
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::SnapshotId;
+
     use super::*;
 
     #[test]
     fn what_stays_of_an_unfinished_job_is_named_with_the_command_that_removes_it() {
         let node = NodeId::parse("node_b").unwrap();
-        let text =
-            |remains| left_behind(&node, remains, "steep_repl_1", "its agent has no session");
+        let own = Replication::of(JobId(1));
+        let text = |remains| left_behind(&node, remains, &own, "its agent has no session");
         let tables = text(Remains::Tables(JobId(1)));
         for said in [
             "tables and rows of job",
@@ -266,5 +285,27 @@ mod tests {
             assert!(tables.contains(said), "{tables}");
         }
         assert!(!text(Remains::Subscriber).contains("keep_out"));
+        let publisher = text(Remains::Publisher);
+        let name = own.name();
+        for said in [
+            format!("pg_drop_replication_slot('{}') and DROP", own.slot),
+            format!("DROP PUBLICATION {}", name.as_str()),
+        ] {
+            assert!(publisher.contains(&said), "{publisher}");
+        }
+        let shared = Replication::of_snapshot(SnapshotId(7), JobId(1));
+        let text = left_behind(
+            &node,
+            Remains::Publisher,
+            &shared,
+            "its agent has no session",
+        );
+        for said in [
+            format!("pg_drop_replication_slot('{}'); once no other", shared.slot),
+            format!("DROP PUBLICATION {}", shared.name().as_str()),
+        ] {
+            assert!(text.contains(&said), "{text}");
+        }
+        assert_ne!(shared.slot.as_str(), shared.name().as_str());
     }
 }

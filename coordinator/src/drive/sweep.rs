@@ -91,11 +91,9 @@ impl<S: Store> Driver<S> {
                     side: Side::Target,
                 });
             } else if here {
-                let name = replication.name();
                 let why = "its agent has no session";
                 let remains = target_remains(&lineage, replication.id);
-                plan.left
-                    .push(left_behind(node, remains, name.as_str(), why));
+                plan.left.push(left_behind(node, remains, replication, why));
             }
             let known = (plan.steps.len(), plan.left.len());
             self.plan_publishers(node, replication, &mut plan, now);
@@ -162,11 +160,11 @@ impl<S: Store> Driver<S> {
                     side: Side::Source,
                 });
             } else {
-                let (name, why) = (replication.name(), "its agent has no session");
+                let why = "its agent has no session";
                 plan.left.push(left_behind(
                     &record.id,
                     Remains::Publisher,
-                    name.as_str(),
+                    replication,
                     why,
                 ));
             }
@@ -254,7 +252,6 @@ impl<S: Store> Driver<S> {
     /// A removal ended.
     pub(super) fn swept(&mut self, mut sweep: Sweep, failed: Option<&Fault>, now: Timestamp) {
         if let Some(step) = sweep.steps.pop_front() {
-            let name = step.replication.name();
             match failed {
                 Some(fault) => {
                     let remains = match step.side {
@@ -268,7 +265,7 @@ impl<S: Store> Driver<S> {
                     let why = &fault.message;
                     sweep
                         .left
-                        .push(left_behind(&step.on, remains, name.as_str(), why));
+                        .push(left_behind(&step.on, remains, &step.replication, why));
                 }
                 None => self.unlist(&step, now),
             }

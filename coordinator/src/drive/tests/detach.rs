@@ -145,7 +145,7 @@ fn a_source_that_is_away_is_refused_or_cleaned_up_when_it_is_back() {
     let [ApiReply::Left(left)] = &replies[..] else {
         panic!("{replies:?}")
     };
-    assert!(left[0].contains("slot and publication"), "{left:?}");
+    assert!(left[0].contains("and publication"), "{left:?}");
     assert!(left[1].contains("as soon as its agent is back"), "{left:?}");
     assert_eq!(world.state("b"), NodeState::Uninitialized);
 
