@@ -159,6 +159,13 @@ fn another_snapshot_than_was_stored_at_a_place_is_named_with_both_ids() -> Resul
     ensure!(!shown.text().contains("snapshot_replaced"), "{shown}");
     fs::remove_dir_all(&first)?;
     copy(&second, &first)?;
+    let verified = verify(&cluster, &first, &["--json"])?.expect(1)?;
+    let verified = verified.last_object()?;
+    let problem = verified["problems"][0].to_string();
+    ensure!(
+        problem.contains(&old) && problem.contains(&new),
+        "{verified}"
+    );
     let shown = apply(&cluster, &first, &["--dry-run", "--json"])?.expect(0)?;
     ensure!(shown.text().contains("snapshot_replaced"), "{shown}");
     for id in [&old, &new] {

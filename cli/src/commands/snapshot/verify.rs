@@ -98,7 +98,7 @@ async fn verify_here(
     // A coordinator that does not answer holds nothing up.
     let (verified, recorded) = tokio::join!(
         archive.verify(PARALLEL, progress),
-        recorded(manifest.snapshot_id, context)
+        recorded(manifest.snapshot_id, location, context)
     );
     let verified = verified.map_err(failed)?;
     if let Some(bar) = bar {
@@ -116,35 +116,66 @@ async fn verify_here(
         compared: Compared::Recorded,
     };
     match recorded {
-        Ok(written) => found.compare(written),
-        Err(why) => found.compared = Compared::Nothing { why },
+        Recorded::Manifest(written) => found.compare(written),
+        Recorded::Nothing(why) => found.compared = Compared::Nothing { why },
+        Recorded::Another(other) => {
+            let why = format!("the coordinator has snapshot {other} recorded there");
+            let id = manifest.snapshot_id;
+            found.problems_total += 1;
+            found
+                .problems
+                .push(format!("{location} holds snapshot {id}, and {why}"));
+            found.compared = Compared::Nothing { why };
+        }
     }
     Ok(found)
 }
 
-/// The checksum that the coordinator keeps of that snapshot's manifest; or why none is known.
-async fn recorded(id: SnapshotId, context: &Context) -> Result<Sum, String> {
-    let view = async {
+/// What the coordinator knows of a snapshot at a place.
+enum Recorded {
+    /// The checksum of its manifest.
+    Manifest(Sum),
+    /// Why there is none.
+    Nothing(String),
+    /// It has another snapshot there.
+    Another(SnapshotId),
+}
+
+async fn recorded(id: SnapshotId, location: &Location, context: &Context) -> Recorded {
+    let views = async {
         let client = context.client().await?;
         let views = known(&client, None, None).await?;
         client.close().await;
-        Ok::<_, Failure>(views.into_iter().find(|view| view.snapshot_id == id))
+        Ok::<_, Failure>(views)
     };
-    match view.await {
-        Ok(Some(view)) => checksum(&view),
-        Ok(None) => Err(format!(
+    let views = match views.await {
+        Ok(views) => views,
+        Err(failure) => return Recorded::Nothing(failure::line(&failure.0)),
+    };
+    let (place, complete) = (Some(location.to_string()), |view: &&SnapshotView| {
+        view.manifest_checksum.is_some()
+    });
+    let mut there = views.iter().filter(complete);
+    let another = there.find(|view| view.location == place && view.snapshot_id != id);
+    let own = views.iter().find(|view| view.snapshot_id == id);
+    match (own, another) {
+        (Some(own), _) if own.location == place => checksum(own),
+        (_, Some(another)) => Recorded::Another(another.snapshot_id),
+        (Some(own), None) => checksum(own),
+        (None, None) => Recorded::Nothing(format!(
             "the coordinator does not know snapshot {id}: it was made in another cluster, or deleted"
         )),
-        Err(failure) => Err(failure::line(&failure.0)),
     }
 }
 
-fn checksum(view: &SnapshotView) -> Result<Sum, String> {
-    view.manifest_checksum.ok_or_else(|| {
+fn checksum(view: &SnapshotView) -> Recorded {
+    let never = || {
         format!(
             "to the coordinator, snapshot {} is {} and was never complete",
             view.snapshot_id,
             view.state.name()
         )
-    })
+    };
+    view.manifest_checksum
+        .map_or_else(|| Recorded::Nothing(never()), Recorded::Manifest)
 }
