@@ -198,9 +198,10 @@ impl<S: Store> Driver<S> {
                     detaching.seconds
                 );
                 let fault = Fault::new(FaultKind::Timeout, text).on(node);
-                fault.hint(
-                    "nothing was changed; wait longer with --timeout, or detach without --wait",
-                )
+                fault.hint(format!(
+                    "nothing was changed; see steep-repl status {node} for what holds it up, then wait longer with \
+                     --timeout or detach without --wait"
+                ))
             }
             (_, _) => {
                 let hint = match fault.hint.as_str() {
