@@ -81,8 +81,8 @@ pub(crate) async fn set(
 ) -> Result<(), PgError> {
     let sql = "SELECT pg_current_snapshot()::text";
     let row = at.query_typed(sql, &[]).await?;
-    let snapshot: String = match row.first() {
-        Some(row) => row.try_get(0)?,
+    let snapshot = match row.first() {
+        Some(row) => readable(row.try_get(0)?),
         None => return Err(PgError::Protocol("no snapshot".to_owned())),
     };
     let (kind, from) = match what {
@@ -111,4 +111,34 @@ pub(crate) async fn set(
         .batch_execute(&format!("COMMENT ON {kind} {quoted} IS {mark}"))
         .await?;
     Ok(())
+}
+
+/// The snapshot as PostgreSQL also reads it. That of a slot can have an `xmin` above its `xmax`, after transactions that
+/// were rolled back, which `pg_snapshot` prints and then refuses. What is
+/// below `xmin` is visible whatever `xmax` is (`XidInMVCCSnapshot`), so `xmax` can be raised to it.
+fn readable(snapshot: &str) -> String {
+    let bounds = snapshot.split_once(':').and_then(|(xmin, rest)| {
+        let (xmax, _) = rest.split_once(':')?;
+        Some((xmin.parse::<u64>().ok()?, xmax.parse::<u64>().ok()?))
+    });
+    match bounds {
+        Some((xmin, xmax)) if xmin > xmax => format!("{xmin}:{xmin}:"),
+        _ => snapshot.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_a_slot_is_one_that_postgresql_reads() {
+        for (printed, read) in [
+            ("41847:41830:", "41847:41847:"),
+            ("10:10:", "10:10:"),
+            ("10:20:11,13", "10:20:11,13"),
+        ] {
+            assert_eq!(readable(printed), read);
+        }
+    }
 }
