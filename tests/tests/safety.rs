@@ -359,19 +359,10 @@ fn postgresqls_own_copy_survives_the_death_of_the_agent_beside_it() -> Result<()
     ends_well(&cluster)
 }
 
-/// The job continues, or fails with a cause and can be started again.
+/// The job goes on by itself.
 fn ends_well(cluster: &Cluster) -> Result<()> {
     let state = cluster.wait_state("node_b", &["failed", "synchronized"], END_LIMIT)?;
-    if state == "failed" {
-        let view = cluster.node_view("node_b")?.context("node_b is known")?;
-        let cause = view["error_message"].as_str().unwrap_or_default();
-        assert!(cause.len() > 10, "no cause: {view}");
-        cluster
-            .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
-            .expect(0)?;
-        residue::of_jobs(&cluster.database("node_a"))?.none()?;
-        cluster.init(&[])?.expect(0)?;
-    }
+    assert_eq!(state, "synchronized", "{:?}", cluster.node_view("node_b")?);
     follows(cluster)
 }
 
@@ -411,25 +402,25 @@ fn dies_in(command: &str, tag: &str, slow: &str) -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_dies_while_it_prepares_the_schema_leaves_no_job_half_done() -> Result<()> {
+fn an_agent_that_dies_while_it_prepares_the_schema_lets_its_job_go_on() -> Result<()> {
     // Not statements that the agent runs for itself.
     let slow = "current_query() ILIKE '%public.small%'";
     dies_in("prepare_target", "CREATE TABLE", slow)
 }
 
 #[test]
-fn an_agent_that_dies_while_it_builds_indexes_leaves_no_job_half_done() -> Result<()> {
+fn an_agent_that_dies_while_it_builds_indexes_lets_its_job_go_on() -> Result<()> {
     dies_in("build_indexes", "CREATE INDEX", "true")
 }
 
 #[test]
-fn an_agent_that_dies_while_it_builds_constraints_leaves_no_job_half_done() -> Result<()> {
+fn an_agent_that_dies_while_it_builds_constraints_lets_its_job_go_on() -> Result<()> {
     let slow = "current_query() ILIKE '%VALIDATE CONSTRAINT%'";
     dies_in("build_constraints", "ALTER TABLE", slow)
 }
 
 #[test]
-fn an_agent_that_dies_while_it_subscribes_leaves_no_job_half_done() -> Result<()> {
+fn an_agent_that_dies_while_it_subscribes_lets_its_job_go_on() -> Result<()> {
     // Preflight tries one too, on a target that is still empty.
     let slow = "to_regclass('public.small') IS NOT NULL";
     dies_in("subscribe", "CREATE SUBSCRIPTION", slow)
