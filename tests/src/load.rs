@@ -28,6 +28,14 @@ pub struct Intensity {
     pub rate: Option<u32>,
 }
 
+impl Intensity {
+    /// One that leaves a busy machine room.
+    pub const LIGHT: Self = Self {
+        clients: 2,
+        rate: Some(40),
+    };
+}
+
 /// The result of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Done {

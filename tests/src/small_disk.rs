@@ -54,14 +54,16 @@ impl SmallDisk {
     /// The file system refuses it.
     pub fn leave_bytes(&self, more: u64) -> Result<()> {
         // A size below what is used is refused, and others may be writing.
-        for _ in 0..SIZES_TRIED {
+        let mut tried = 0;
+        loop {
             // A size of zero is none.
             let size = (self.used()? + more).max(1);
-            if self.remount(&format!("size={size}")).is_ok() {
-                return Ok(());
+            tried += 1;
+            match self.remount(&format!("size={size}")) {
+                Err(_) if tried < SIZES_TRIED => {}
+                done => return done,
             }
         }
-        self.remount(&format!("size={}", (self.used()? + more).max(1)))
     }
 
     /// From now on, it takes `more` new files and directories and no other.

@@ -89,10 +89,7 @@ fn a_node_is_made_from_a_bucket_while_its_source_is_written_and_nobody_sees_the_
     };
     let cluster = cluster(&bucket, &[])?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    let intensity = Intensity {
-        clients: 2,
-        rate: Some(40),
-    };
+    let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
     let place = bucket.place("daily/one");
     let made = cluster.cli(&generate(&place, &[]))?.expect(0)?;

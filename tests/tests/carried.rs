@@ -82,10 +82,7 @@ fn a_carried_snapshot_is_loaded_by_its_targets_and_nothing_written_meanwhile_is_
     fs::write(&largest, &whole)?;
 
     source.sql("UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0")?;
-    let intensity = Intensity {
-        clients: 2,
-        rate: Some(40),
-    };
+    let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
     let applying = apply(input, &["--max-rate", "4MB", "--json"])?;
     cluster.wait_committed("node_b", LIMIT)?;

@@ -18,12 +18,6 @@ const ADOPTED_LIMIT: Duration = Duration::from_secs(60);
 /// For a part of some megabytes at [`RATE`].
 const COMMITTED_LIMIT: Duration = Duration::from_secs(60);
 
-/// A load that leaves a busy machine room.
-const INTENSITY: Intensity = Intensity {
-    clients: 2,
-    rate: Some(40),
-};
-
 /// The copy takes about twenty seconds at this rate, so that the kill falls into it.
 const RATE: &str = "1500kB";
 
@@ -149,7 +143,7 @@ fn of_the_coordinator_with_its_store_costs_no_committed_row() -> Result<()> {
     let mut cluster = cluster()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let following = cluster.init_spawn(&["--max-rate", RATE])?;
-    let writing = Load::start(&source, INTENSITY, Grouping::Shared)?;
+    let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     cluster.wait_committed("node_b", COMMITTED_LIMIT)?;
     let ledger = "SELECT epoch, part, finished_at FROM steep_repl.copy_ledger WHERE rows > 0";
     let before = target.rows(ledger)?;

@@ -183,10 +183,7 @@ fn an_encrypted_snapshot_is_begun_again_and_loaded_with_the_key_and_through_an_a
 
     // node_b reads it itself; node_c finds it and has no key: node_a's agent serves it.
     source.sql("UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0")?;
-    let intensity = Intensity {
-        clients: 2,
-        rate: Some(40),
-    };
+    let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
     let applied = apply(&cluster, &["node_b", "node_c"], input, &["--json"])?.expect(0)?;
     load.stop()?;

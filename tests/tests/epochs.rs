@@ -81,10 +81,7 @@ fn both_in_mid_copy() -> Result<(Cluster, Load)> {
 }
 
 fn load(cluster: &Cluster) -> Result<Load> {
-    let intensity = Intensity {
-        clients: 2,
-        rate: Some(40),
-    };
+    let intensity = Intensity::LIGHT;
     Load::start(&cluster.database("node_a"), intensity, Grouping::Shared)
 }
 

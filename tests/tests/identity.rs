@@ -5,7 +5,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::Grouping;
@@ -23,27 +22,9 @@ const TABLE: &str = "
     CREATE TABLE kept (id integer PRIMARY KEY, body text);
     INSERT INTO kept SELECT n, 'early' FROM generate_series(1, 1000) AS n;";
 
-/// A load that leaves a busy machine room.
-const INTENSITY: Intensity = Intensity {
-    clients: 2,
-    rate: Some(40),
-};
-
 /// Our slots.
 const OURS: &str =
     "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'";
-
-/// Codes of the findings of `doctor`.
-fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String)>> {
-    let all = [&["doctor", "--json"], arguments].concat();
-    let found = cluster.cli(&all)?.last_object()?;
-    let found = found["findings"].as_array().context("findings")?.clone();
-    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
-    Ok(found
-        .iter()
-        .map(|finding| (text(finding, "code"), text(finding, "what")))
-        .collect())
-}
 
 /// Replication created by hand.
 fn subscribe(cluster: &Cluster, from: &str, to: &str, name: &str, options: &str) -> Result<()> {
@@ -65,7 +46,7 @@ fn a_cascade_carries_every_change_and_no_database_is_copied_onto_whom_it_comes_f
     let mut cluster = Cluster::builder().nodes(4).start()?;
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
-    let writing = Load::start(&source, INTENSITY, Grouping::Shared)?;
+    let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     cluster.init(&[])?.expect(0)?;
     let from_b = ["init", "node_c", "--from", "node_b", "--yes", "--json"];
     cluster.cli(&from_b)?.expect(0)?;
@@ -96,7 +77,7 @@ fn a_cascade_carries_every_change_and_no_database_is_copied_onto_whom_it_comes_f
         ensure!(refused.contains("follows node_a"), "{refused}");
     }
     let same = ["node_d", "--from", "node_a"];
-    let same = findings(&cluster, &same)?;
+    let same = cluster.findings(&same)?;
     ensure!(
         same.iter().any(|(code, _)| code == "same_database"),
         "{same:?}"
@@ -190,7 +171,7 @@ fn a_replication_conninfo_that_leads_elsewhere_is_found_before_anything_is_copie
     node.set_replication_database(Some("postgres"));
     cluster.start_agent("node_a")?;
     cluster.wait_online(&["node_a"])?;
-    let found = findings(&cluster, &pair)?;
+    let found = cluster.findings(&pair)?;
     let (_, what) = found
         .iter()
         .find(|(code, _)| code == "replication_conninfo")

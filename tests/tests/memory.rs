@@ -18,27 +18,9 @@ const TABLE: &str = "
     CREATE TABLE kept (id integer PRIMARY KEY, body text);
     INSERT INTO kept SELECT n, 'early' FROM generate_series(1, 1000) AS n;";
 
-/// A load that leaves a busy machine room.
-const INTENSITY: Intensity = Intensity {
-    clients: 2,
-    rate: Some(40),
-};
-
 /// Our slots.
 const OURS: &str =
     "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'";
-
-/// Codes of the findings of `doctor`.
-fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String)>> {
-    let all = [&["doctor", "--json"], arguments].concat();
-    let found = cluster.cli(&all)?.last_object()?;
-    let found = found["findings"].as_array().context("findings")?.clone();
-    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
-    Ok(found
-        .iter()
-        .map(|finding| (text(finding, "code"), text(finding, "what")))
-        .collect())
-}
 
 /// The coordinator loses its store, while these agents restart.
 fn forget(cluster: &mut Cluster, restarted: &[&str]) -> Result<()> {
@@ -67,7 +49,7 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     compare::rows(&source, &target)?.none()?;
     let refused = cluster.init(&["--force"])?.expect(1)?.text();
     ensure!(refused.contains("already synchronized"), "{refused}");
-    let found = findings(&cluster, &["node_b", "--from", "node_a", "--force"])?;
+    let found = cluster.findings(&["node_b", "--from", "node_a", "--force"])?;
     ensure!(
         found
             .iter()
@@ -207,7 +189,7 @@ fn a_coordinator_without_memory_goes_on_with_stored_snapshots_as_they_were() -> 
         || Ok(!Path::new(&places[1]).join("snapshot.json").exists()),
     )?;
 
-    let writing = Load::start(&source, INTENSITY, Grouping::Shared)?;
+    let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     let apply = [
         "snapshot", "apply", "--target", "node_b", "--yes", "--json", "--input",
     ];

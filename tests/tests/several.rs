@@ -96,14 +96,7 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
     let cluster = live()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
-    let load = Load::start(
-        &source,
-        Intensity {
-            clients: 2,
-            rate: Some(40),
-        },
-        Grouping::Shared,
-    )?;
+    let load = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     let before = sent(&cluster, "node_a")?;
     let mut arguments = vec!["init"];
     arguments.extend(TARGETS);

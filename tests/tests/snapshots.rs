@@ -229,14 +229,7 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
         DELETE FROM pgbench_accounts WHERE aid % 1000 = 1;
         INSERT INTO nothing DEFAULT VALUES";
     source.sql(late)?;
-    let load = Load::start(
-        &source,
-        Intensity {
-            clients: 2,
-            rate: Some(40),
-        },
-        Grouping::Shared,
-    )?;
+    let load = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     let before = sent(&cluster, "node_a")?;
     let applied = cluster.cli(&[
         "snapshot", "apply", "--target", "node_b", "node_c", "--input", &id, "--json", "--yes",

@@ -1,7 +1,7 @@
 //! Sets the node's sequences to the source's: while it follows, and once it no longer does.
 
 use steep_protocol::message::agent::SequencesRaised;
-use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::facts::{Finding, SEQUENCE_NOT_TAKEN_OVER, Severity};
 use steep_protocol::{Fault, FaultKind};
 
 use crate::node::connection::Conn;
@@ -54,7 +54,7 @@ pub(super) async fn take_over(
     };
     let finding = |problem| Finding {
         severity: Severity::Warning,
-        code: "sequence_not_taken_over".to_owned(),
+        code: SEQUENCE_NOT_TAKEN_OVER.to_owned(),
         node: Some(task.node.clone()),
         what: problem,
         why: "once this node is written to, it may give out values that are taken".to_owned(),

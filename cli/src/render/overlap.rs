@@ -1,11 +1,11 @@
 //! The rows that two nodes have in common: as text and as JSON.
 
 use serde_json::{Value, json};
-use steep_protocol::message::verify::{DifferenceKind, TableProblem, TableReport, VerifyReport};
+use steep_protocol::message::verify::{TableProblem, TableReport, VerifyReport};
 
 use super::table::table;
 use super::verify::{
-    Nodes, difference, example_json, extend, notes, problem_json, problem_text, relation,
+    Nodes, example_json, examples, extend, notes, problem_json, problem_text, relation,
 };
 use super::{Paint, clean};
 use crate::units::count;
@@ -38,20 +38,12 @@ pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> S
         if !columns.is_empty() {
             text.push_str(&format!("  conflicts by column: {}\n", columns.join(", ")));
         }
-        for example in &table.examples {
-            let kind = match example.kind {
-                DifferenceKind::Missing => format!("only on {a}"),
-                DifferenceKind::Extra => format!("only on {b}"),
-                DifferenceKind::Different => "conflict".to_owned(),
-            };
-            let row = difference(table, example, nodes);
-            text.push_str(&format!("  {kind}  {row}\n"));
-        }
-        let shown = table.examples.len() as u64;
-        let more = table.differences().saturating_sub(shown);
-        if more > 0 {
-            text.push_str(&format!("  and {} more\n", count(more)));
-        }
+        let kinds = [
+            format!("only on {a}"),
+            format!("only on {b}"),
+            "conflict".to_owned(),
+        ];
+        text.push_str(&examples(table, nodes, &kinds));
     }
     let notes = notes(report, nodes);
     if !notes.is_empty() {
@@ -107,7 +99,7 @@ fn table_json(table: &TableReport) -> Value {
     let columns: serde_json::Map<String, Value> = columns
         .map(|(column, rows)| (column.as_str().to_owned(), Value::from(*rows)))
         .collect();
-    let examples = table.examples.iter().map(|e| example_json(table, e));
+    let told = table.examples.iter().map(|e| example_json(table, e));
     let mut view = json!({
         "schema": table.name.schema,
         "table": table.name.table,
@@ -120,7 +112,7 @@ fn table_json(table: &TableReport) -> Value {
         "changing": table.changing,
         "key": table.key,
         "conflicts_by_column": columns,
-        "examples": examples.collect::<Vec<_>>(),
+        "examples": told.collect::<Vec<_>>(),
     });
     extend(&mut view, problem_json(table.problem.as_ref()));
     view

@@ -38,24 +38,14 @@ pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> S
         .iter()
         .filter(|table| !table.examples.is_empty())
     {
-        text.push_str(&format!(
-            "\n{}\n",
-            paint.bold(&clean(&table.name.to_string()))
-        ));
-        for example in &table.examples {
-            let kind = match example.kind {
-                DifferenceKind::Missing => format!("missing on {b}"),
-                DifferenceKind::Extra => format!("extra on {b}"),
-                DifferenceKind::Different => "different".to_owned(),
-            };
-            let row = difference(table, example, nodes);
-            text.push_str(&format!("  {kind}  {row}\n"));
-        }
-        let shown = table.examples.len() as u64;
-        let more = table.differences().saturating_sub(shown);
-        if more > 0 && !table.key.is_empty() {
-            text.push_str(&format!("  and {} more\n", count(more)));
-        }
+        let name = paint.bold(&clean(&table.name.to_string()));
+        text.push_str(&format!("\n{name}\n"));
+        let kinds = [
+            format!("missing on {b}"),
+            format!("extra on {b}"),
+            "different".to_owned(),
+        ];
+        text.push_str(&examples(table, nodes, &kinds));
     }
     if !text.is_empty() {
         text.push('\n');
@@ -129,12 +119,28 @@ fn row(table: &TableReport, nodes: Nodes<'_>, paint: Paint) -> Vec<String> {
     ]
 }
 
+/// The rows of a table that are told, a line each; `kinds` are words for missing, extra and different ones.
+pub(super) fn examples(table: &TableReport, nodes: Nodes<'_>, kinds: &[String; 3]) -> String {
+    let mut text = String::new();
+    for example in &table.examples {
+        let kind = &kinds[match example.kind {
+            DifferenceKind::Missing => 0,
+            DifferenceKind::Extra => 1,
+            DifferenceKind::Different => 2,
+        }];
+        let row = difference(table, example, nodes);
+        text.push_str(&format!("  {kind}  {row}\n"));
+    }
+    let shown = table.examples.len() as u64;
+    let more = table.differences().saturating_sub(shown);
+    if more > 0 && !table.key.is_empty() {
+        text.push_str(&format!("  and {} more\n", count(more)));
+    }
+    text
+}
+
 /// `id = 7: total, note`
-pub(super) fn difference(
-    table: &TableReport,
-    example: &RowDifference,
-    (a, b): Nodes<'_>,
-) -> String {
+fn difference(table: &TableReport, example: &RowDifference, (a, b): Nodes<'_>) -> String {
     let key = match &table.key[..] {
         [] => format!("a row at {}", clean(&example.key.0.join(" "))),
         names => pairs(names, &example.key.0),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::SourceCommand;
 use steep_protocol::message::api::{AbsentSource, ApiReply, DetachPlan, DetachSpec, DetachedFrom};
+use steep_protocol::message::facts::SEQUENCE_NOT_TAKEN_OVER;
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
@@ -22,9 +23,6 @@ use crate::job::time::after;
 use crate::job::{Job, Stage, Why};
 use crate::registry::Agent;
 use crate::store::{LeftBehind, Store, Write};
-
-/// The code of findings about sequences that were not set to the source's.
-const SEQUENCES: &str = "sequence_not_taken_over";
 
 /// How often the removal of what was left behind is tried.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -341,7 +339,7 @@ impl<S: Store> Driver<S> {
         let sequences = job
             .warnings
             .iter()
-            .filter(|finding| finding.code == SEQUENCES);
+            .filter(|finding| finding.code == SEQUENCE_NOT_TAKEN_OVER);
         left.extend(sequences.map(|finding| format!("{}: {}", finding.what, finding.fix)));
         left
     }

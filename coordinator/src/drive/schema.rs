@@ -85,7 +85,18 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> bool {
         let busy = self.queries.iter().any(|query| query.compares(node));
-        if busy || self.check_query(node).is_err() || self.check_query(source).is_err() {
+        let after = After::Drift { replication };
+        !busy && self.begin_admitted((node, source, filter), after, now)
+    }
+
+    /// Starts a query by which `node` asks `source`. Returns whether it was started.
+    pub(super) fn begin_admitted(
+        &mut self,
+        (node, source, filter): (&NodeId, &NodeId, TableFilter),
+        after: After,
+        now: Timestamp,
+    ) -> bool {
+        if self.check_query(node).is_err() || self.check_query(source).is_err() {
             return false;
         }
         let pair = Pair {
@@ -93,7 +104,6 @@ impl<S: Store> Driver<S> {
             peer: source.clone(),
             filter,
         };
-        let after = After::Drift { replication };
         let command = admit(&pair, &after);
         self.begin_query(source, command, Purpose::Admit(pair, after), now);
         true

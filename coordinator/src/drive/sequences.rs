@@ -14,8 +14,7 @@ use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::Driver;
 use super::log::Note;
-use super::query::Purpose;
-use super::schema::{After, Pair, admit};
+use super::schema::After;
 use crate::job::time::after;
 use crate::registry::Agent;
 use crate::store::Store;
@@ -111,7 +110,7 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> bool {
         let busy = self.queries.iter().any(|query| query.raises(node));
-        if busy || self.check_query(node).is_err() || self.check_query(source).is_err() {
+        if busy {
             return false;
         }
         // The filter of an adopted replica is unknown: it follows what is published.
@@ -122,15 +121,8 @@ impl<S: Store> Driver<S> {
                 return false;
             }
         };
-        let pair = Pair {
-            node: node.clone(),
-            peer: source.clone(),
-            filter,
-        };
         let after = After::Sequences { replication };
-        let command = admit(&pair, &after);
-        self.begin_query(source, command, Purpose::Admit(pair, after), now);
-        true
+        self.begin_admitted((node, source, filter), after, now)
     }
 
     /// A node's sequences are set, as far as that was possible.

@@ -272,6 +272,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Code and text of the findings of `doctor`.
+    ///
+    /// # Errors
+    /// The CLI does not list any.
+    pub fn findings(&self, arguments: &[&str]) -> Result<Vec<(String, String)>> {
+        let all = [&["doctor", "--json"], arguments].concat();
+        let found = self.cli(&all)?.last_object()?;
+        let found = found["findings"].as_array().context("findings")?;
+        let text = |of: &Value, key: &str| of[key].as_str().unwrap_or_default().to_owned();
+        let found = found.iter().map(|of| (text(of, "code"), text(of, "what")));
+        Ok(found.collect())
+    }
+
     /// A node's entry in `nodes --json`.
     ///
     /// # Errors

@@ -19,6 +19,9 @@ pub use loading::{
     AlteredFunction, LoadingFacts, SearchPathNeed, SettingDifference, SettingScope, Stops,
 };
 
+/// The code of findings about sequences that a detached node could not set to its source's.
+pub const SEQUENCE_NOT_TAKEN_OVER: &str = "sequence_not_taken_over";
+
 /// Something that an operator should know before or after a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
