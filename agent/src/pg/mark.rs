@@ -114,8 +114,8 @@ pub(crate) async fn set(
 }
 
 /// The snapshot as PostgreSQL also reads it. That of a slot can have an `xmin` above its `xmax`, after transactions that
-/// were rolled back, which `pg_snapshot` prints and then refuses. What is
-/// below `xmin` is visible whatever `xmax` is (`XidInMVCCSnapshot`), so `xmax` can be raised to it.
+/// were rolled back: `pg_snapshot` prints it and then refuses it. What is below `xmin` is visible whatever `xmax` is
+/// (`XidInMVCCSnapshot`), so `xmax` can be raised to it.
 fn readable(snapshot: &str) -> String {
     let bounds = snapshot.split_once(':').and_then(|(xmin, rest)| {
         let (xmax, _) = rest.split_once(':')?;
