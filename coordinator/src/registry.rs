@@ -47,6 +47,8 @@ pub struct Agent {
     pub lineage_known: bool,
     /// The note of the unfinished job on its node, as last reported.
     pub note: Option<String>,
+    /// When permissions of jobs that nobody remembers are revoked, unless they were.
+    pub unknown_until: Option<Timestamp>,
     /// When its last message arrived.
     pub last_heard: Timestamp,
     /// The interval it was last told.
@@ -91,6 +93,9 @@ pub struct Registry {
 /// An agent heard within this time is alive: agents send something every 1.5 s.
 const ALIVE: Duration = Duration::from_secs(5);
 
+/// A job that the coordinator does not remember may still be adopted by then: its target's agent comes back later.
+const UNKNOWN_FOR: Duration = Duration::from_secs(30);
+
 /// The agent's queue is full or its session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the agent's session takes no more messages")]
@@ -108,11 +113,20 @@ impl Registry {
             templates: Vec::new(),
             lineage_known: false,
             note: None,
+            unknown_until: Some(after(now, UNKNOWN_FOR)),
             last_heard: now,
         };
         self.rejected.remove(&node);
         self.met.insert(node.clone());
         self.agents.insert(node, agent);
+    }
+
+    /// The nodes whose agents' unknown permissions are due to be revoked, each once.
+    pub fn unknown_due(&mut self, now: Timestamp) -> Vec<NodeId> {
+        let due = |agent: &mut Agent| agent.unknown_until.take_if(|at| *at <= now).is_some();
+        let agents = self.agents.iter_mut();
+        let due = agents.filter_map(|(node, agent)| due(agent).then(|| node.clone()));
+        due.collect()
     }
 
     /// Whether the node's agent has had a session since the coordinator started.

@@ -1,8 +1,7 @@
-//! A write load that runs until dropped: pgbench's own transactions, and inserts, updates and
-//! deletes on the shop.
+//! A write load that runs until dropped: pgbench's own transactions, inserts, updates and deletes on the shop, and
+//! transactions that are rolled back.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,12 @@ use crate::wait;
 
 /// One transaction of the shop. Each adds exactly one row to `shop.event`, which counts them.
 const SHOP: &str = include_str!("sql/shop_load.sql");
+
+/// Scripts of a weight of one, by the names of their files.
+const SCRIPTS: [(&str, &str); 2] = [
+    ("shop.sql", SHOP),
+    ("rolled_back.sql", include_str!("sql/rolled_back.sql")),
+];
 
 /// The first transactions follow pgbench's connection.
 const BEGIN_LIMIT: Duration = Duration::from_secs(20);
@@ -74,11 +79,12 @@ impl Load {
     /// pgbench does not start, or nothing arrives.
     pub fn start(database: &Database, intensity: Intensity, grouping: Grouping) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let script = scratch.path().join("shop.sql");
-        fs::write(&script, SHOP)?;
+        for (name, script) in SCRIPTS {
+            fs::write(scratch.path().join(name), script)?;
+        }
         let before = transactions(database)?;
         let mut command = database.client("pgbench");
-        arguments(&mut command, intensity, &script);
+        arguments(&mut command, intensity);
         command.current_dir(scratch.path());
         let log = scratch.path().join("pgbench.log");
         let pgbench = Process::spawn("pgbench", &mut command, &log, grouping)?;
@@ -133,19 +139,18 @@ impl Load {
     }
 }
 
-fn arguments(command: &mut Command, intensity: Intensity, script: &Path) {
+fn arguments(command: &mut Command, intensity: Intensity) {
     command
         .env("PGAPPNAME", "pgbench")
         .args(["--no-vacuum", "--time", "86400", "--builtin", "tpcb-like@3"])
-        .arg("--file")
-        .arg(format!("{}@1", script.display()))
+        .args(SCRIPTS.iter().flat_map(|(name, _)| ["--file", name]))
         .args(["--client", &intensity.clients.to_string()]);
     if let Some(rate) = intensity.rate {
         command.args(["--rate", &rate.to_string()]);
     }
 }
 
-/// Every transaction of the load adds one row to one of these.
+/// Every committed transaction of the load adds one row to one of these.
 fn transactions(database: &Database) -> Result<u64> {
     database.value(
         "SELECT (SELECT count(*) FROM public.pgbench_history) + (SELECT count(*) FROM shop.event)",

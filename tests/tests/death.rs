@@ -176,6 +176,60 @@ fn of_the_coordinator_with_its_store_costs_no_committed_row() -> Result<()> {
     Ok(())
 }
 
+/// An index whose build takes some ten seconds where `steep_test.slow` is on.
+const SLOW_INDEX: &str = "
+    CREATE FUNCTION slowly(n integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $$
+    BEGIN
+        IF coalesce(current_setting('steep_test.slow', true), '') = 'on' THEN PERFORM pg_sleep(0.01); END IF;
+        RETURN n;
+    END $$;
+    CREATE TABLE indexed (id integer PRIMARY KEY);
+    INSERT INTO indexed SELECT generate_series(1, 1000);
+    CREATE INDEX by_slowly ON indexed (slowly(id));";
+
+#[test]
+fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_once_all_are_copied()
+-> Result<()> {
+    let mut cluster = Cluster::builder()
+        .setting("node_b", "steep_test.slow", "on")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 1)?;
+    source.sql(SLOW_INDEX)?;
+    let following = cluster.init_spawn(&[])?;
+    let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
+    cluster.wait_phase("node_b", "indexes")?;
+    let copied = cluster.progress("node_b")?;
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    let job = lose_store(&mut cluster)?;
+    let ledger = "SELECT count(*) FROM steep_repl.copy_ledger";
+    ensure!(target.value::<u32>(ledger)? > 0, "the rows were not kept");
+    writing.wait_for(20, COMMITTED_LIMIT)?;
+    writing.stop()?;
+    let end = following.finish(Duration::from_secs(180))?.expect(0)?;
+    let end = end.last_object()?;
+    ensure!(end["event"] == "init.completed", "{end}");
+    let progress = cluster.progress("node_b")?;
+    for same in [
+        "job_id",
+        "rows_copied",
+        "bytes_copied",
+        "tables_total",
+        "tables_completed",
+    ] {
+        ensure!(
+            progress[same] == copied[same],
+            "{same}: {copied} became {progress}"
+        );
+    }
+    ensure!(progress["job_id"] == job.as_str(), "{progress}");
+    ensure!(progress["restarts"] == 0, "{progress}");
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()
+}
+
 #[test]
 fn of_the_coordinator_with_its_store_leaves_a_job_that_can_be_cancelled() -> Result<()> {
     let mut cluster = copying()?;

@@ -1,4 +1,4 @@
-//! Finds a `pg_dump`: there may be several on a machine.
+//! Finds a `pg_dump` with its `pg_restore`: there may be several on a machine.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(crate) async fn pg_dump_major() -> Result<u32, String> {
         .into_iter()
         .map(|program| program.major)
         .max();
-    newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
+    newest.ok_or_else(|| "there is no pg_dump with its pg_restore beside this agent".to_owned())
 }
 
 /// Of those at least as new as the server, the one in `STEEP_PG_BIN`, else the nearest: an older target may
@@ -94,7 +94,10 @@ fn choose(seen: &[Program], server: u32) -> Result<Program, String> {
             } else {
                 format!("found: {}", found.join(", "))
             };
-            format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
+            format!(
+                "a pg_dump of version {server} or newer, with its pg_restore in the same directory, is needed beside \
+                 this agent; {found}"
+            )
         })
 }
 
@@ -114,9 +117,9 @@ fn expand(place: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// `None` where it is not a `pg_dump` or does not run.
+/// `None` where it is not a `pg_dump`, does not run, or has no `pg_restore` beside it, which reads what it writes.
 async fn inspect(path: &Path) -> Option<Program> {
-    if !path.is_file() {
+    if !path.is_file() || !path.with_file_name("pg_restore").is_file() {
         return None;
     }
     let output = Command::new(path)
@@ -159,6 +162,18 @@ mod tests {
             "{refused}"
         );
         assert!(choose(&[], 15).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_pg_dump_without_its_pg_restore_is_none() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("pg_dump");
+        std::fs::write(&program, "#!/bin/sh\necho 'pg_dump (PostgreSQL) 18.6'\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(inspect(&program).await, None);
+        std::fs::write(dir.path().join("pg_restore"), "").unwrap();
+        assert_eq!(inspect(&program).await.unwrap().major, 18);
     }
 
     #[test]

@@ -91,6 +91,13 @@ pub(crate) async fn open(
     Ok(())
 }
 
+/// The coordinator's note has changed.
+pub(crate) async fn renew(conn: &Conn, job: JobId, note: &str) -> Result<(), Fault> {
+    let sql = "UPDATE steep_repl.jobs SET note = $2 WHERE job = $1";
+    conn.rows(sql, &[&job.to_string(), &note]).await?;
+    Ok(())
+}
+
 pub(crate) fn note(job: JobId, progress: Progress) -> String {
     let set = match progress {
         Progress::Begun => "owns_rows = false, prepared = false",

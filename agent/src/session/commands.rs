@@ -26,7 +26,7 @@ pub(super) struct Commands {
     running: JoinSet<Done>,
 }
 
-/// How long a cleanup or a preparation waits for the other commands of its job.
+/// How long a cleanup, or a command that an adopted job begins with, waits for the other commands of its job.
 const OTHERS_END_WITHIN: Duration = Duration::from_secs(10);
 
 type Done = (CommandId, JobId, Result<Outcome, Fault>);
@@ -157,7 +157,11 @@ impl Commands {
             }
         }
         let others = match command {
-            Command::Target(TargetCommand::Cleanup { .. } | TargetCommand::Prepare(_))
+            Command::Target(
+                TargetCommand::Cleanup { .. }
+                | TargetCommand::Prepare(_)
+                | TargetCommand::BuildIndexes { .. },
+            )
             | Command::Source(SourceCommand::Cleanup { .. }) => self.end_others(of.0),
             _ => Vec::new(),
         };

@@ -281,8 +281,9 @@ impl Agent {
                 Box::pin(prepared).await.map(Outcome::Warned)
             }
             TargetCommand::Copy(request) => self.copy(task, request).await,
-            TargetCommand::BuildIndexes { parallel } => {
-                let built = target::build_indexes(task, parallel, Purpose::Replication);
+            TargetCommand::BuildIndexes { parallel, note } => {
+                let note = note.as_deref();
+                let built = target::build_indexes(task, (parallel, note), Purpose::Replication);
                 built.await.map(Outcome::Warned)
             }
             TargetCommand::BuildConstraints { parallel } => {

@@ -1,7 +1,7 @@
 //! Jobs that were running when the coordinator's store was lost.
 //!
-//! Such a job goes on if its target has the note that it was prepared with, and its source still holds the very
-//! snapshot that the note names: rows of two snapshots are never mixed. Anything else is left to an operator.
+//! Such a job goes on if its target has a note of it which says that all rows are there, or if its source still holds the
+//! very snapshot that the note names: rows of two snapshots are never mixed. Anything else is left to an operator.
 
 use std::time::Duration;
 
@@ -97,6 +97,9 @@ impl<S: Store> Driver<S> {
         if let Err(fault) = self.check_shape(std::slice::from_ref(&note.spec)) {
             return no(&fault.message);
         }
+        if note.copied.is_some() {
+            return Adoptable::Yes(Box::new(note));
+        }
         let mut held = agent.registration.open_snapshots.iter();
         let held = held.find(|held| held.job == job && held.target == *node);
         let lost = agent.observed.lost_snapshots.contains(&job);
@@ -115,9 +118,12 @@ impl<S: Store> Driver<S> {
         let first = self.take_commands(COMMANDS_PER_JOB);
         let job = note.into_job(first);
         let (target, source) = (&job.spec.target, &job.spec.source);
+        let has = match job.recalled {
+            None => format!("{target} has its note and {source} its snapshot"),
+            Some(_) => format!("{target} has its note and all its rows"),
+        };
         let text = format!(
-            "job {} of {}, {target} from {source}, goes on: this coordinator does not remember it, but {target} has \
-             its note and {source} its snapshot",
+            "job {} of {}, {target} from {source}, goes on: this coordinator does not remember it, but {has}",
             job.id, job.operator
         );
         let event = Note::warn("init.adopted", text)
@@ -125,7 +131,7 @@ impl<S: Store> Driver<S> {
             .field("operator", &job.operator)
             .field("method", job.spec.method.name())
             .field("parallel", job.spec.parallel);
-        let event = match job.adopted {
+        let event = match job.adopted.or(job.attempt.plan) {
             Some(plan) => event.field("lsn", plan.lsn),
             None => event,
         };

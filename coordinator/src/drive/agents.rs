@@ -14,6 +14,13 @@ use crate::job::{ServerState, Side};
 use crate::registry::{Link, SessionId};
 use crate::store::{NodeRecord, Store, Write};
 
+/// Whether permissions of jobs that nobody remembers are revoked, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Forgotten {
+    No,
+    Yes,
+}
+
 impl<S: Store> Driver<S> {
     pub(super) fn on_agent(&mut self, input: AgentInput, now: Timestamp) {
         match input {
@@ -64,15 +71,14 @@ impl<S: Store> Driver<S> {
         );
         let note = Note::info("agent.connected", text).node(node);
         self.log(note.field("version", &registration.version), now);
-        self.registry
-            .join(node.clone(), link, registration.clone(), now);
+        self.registry.join(node.clone(), link, registration, now);
         self.send(node, CoordinatorMessage::Welcome { state });
         self.set_report_intervals(now);
         for id in self.jobs_of(node) {
             self.note_presence(id, node, now);
         }
         self.snapshots_up(node, now);
-        self.release_idle(node, &registration);
+        self.release_idle(node, Forgotten::No);
         if self.may_mirror(node) {
             self.mirror(node, now);
         }
@@ -97,19 +103,31 @@ impl<S: Store> Driver<S> {
         let _ = link.outbox.try_send(CoordinatorMessage::Rejected(fault));
     }
 
-    /// Revokes the permissions of jobs and queries that ended while a source's agent was away (G7).
-    /// Leaves jobs with an open snapshot alone.
-    fn release_idle(&mut self, source: &NodeId, registration: &Registration) {
-        let idle = |job: &&JobId| {
-            !self.jobs.contains_key(job)
-                && !self.is_snapshot(**job)
-                && !self.is_asking(**job)
-                && !holds(registration, **job)
+    /// Revokes the permissions of jobs that ended while a source's agent was away (G7), and later those of queries and
+    /// of jobs that nobody remembers. Leaves jobs with an open snapshot alone.
+    fn release_idle(&mut self, source: &NodeId, which: Forgotten) {
+        let Some(agent) = self.registry.get(source) else {
+            return;
         };
-        let idle: Vec<JobId> = registration.admitted.iter().filter(idle).copied().collect();
-        for job in idle {
+        let registration = agent.registration.clone();
+        for job in registration.admitted.iter().copied() {
+            let used = self.jobs.contains_key(&job)
+                || self.is_snapshot(job)
+                || self.is_asking(job)
+                || holds(&registration, job);
+            let mut remembered = || matches!(self.store.job(job), Ok(Some(_)));
+            if used || which == Forgotten::No && !remembered() {
+                continue;
+            }
             let id = self.take_commands(1);
             self.release_permission(job, id, source);
+        }
+    }
+
+    /// Revokes the permissions of jobs that nobody has adopted.
+    pub(super) fn tick_permissions(&mut self, now: Timestamp) {
+        for source in self.registry.unknown_due(now) {
+            self.release_idle(&source, Forgotten::Yes);
         }
     }
 

@@ -63,7 +63,7 @@ impl<S: Store> Driver<S> {
                     (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
                 },
                 carried: carried(),
-                note: JobNote::of(job),
+                note: JobNote::of(job, None),
             })),
             Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
@@ -76,7 +76,10 @@ impl<S: Store> Driver<S> {
                 carried: carried(),
             })),
             Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
-            Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),
+            Work::BuildIndexes => Command::from(TargetCommand::BuildIndexes {
+                parallel,
+                note: JobNote::of(job, Some(live.copied.whole())),
+            }),
             Work::BuildConstraints => TargetCommand::BuildConstraints { parallel }.into(),
             Work::Subscribe => Command::from(TargetCommand::Subscribe {
                 source: source(),

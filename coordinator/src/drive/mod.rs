@@ -376,6 +376,7 @@ impl<S: Store> Driver<S> {
         if second {
             self.tick_reachability(now);
             self.tick_adoptions(now);
+            self.tick_permissions(now);
             self.tick_unknown_slots(now);
             self.tick_left(now);
             self.tick_sequences(now);

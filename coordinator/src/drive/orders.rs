@@ -192,7 +192,8 @@ impl<S: Store> Driver<S> {
             record.job = Some(id);
             record.replicates_by(&replication);
         }
-        self.adopt(job, CopyProgress::default(), now);
+        let copied = CopyProgress::recalled(job.recalled.unwrap_or_default());
+        self.adopt(job, copied, now);
         self.log(note, now);
         for node in [&source, &target] {
             self.note_presence(id, node, now);

@@ -133,11 +133,13 @@ impl<S: Store> Driver<S> {
     /// The stored plan, copied parts and table times.
     fn recount(&mut self, job: &Job) -> Result<(CopyProgress, Vec<TableTimes>), StoreError> {
         let id = job.id;
-        let mut copied = CopyProgress::default();
+        let mut copied = CopyProgress::recalled(job.recalled.unwrap_or_default());
         let mut times = Vec::new();
         let mut plan = self.store.plan(id)?;
         let rest = plan.split_off(plan.len().min(job.kept.tables as usize));
-        copied.keep(plan.into_iter().map(StoredTable::complete).collect());
+        if !plan.is_empty() {
+            copied.keep(plan.into_iter().map(StoredTable::complete).collect());
+        }
         for table in rest {
             let sum = table.sum;
             times.extend(table.times);

@@ -151,7 +151,7 @@ impl<S: Store> Driver<S> {
         };
         // What earlier epochs have copied stays.
         let kept = live.job.kept.tables;
-        if live.copied.tables().len() == kept as usize {
+        if live.copied.planned_tables() == kept {
             return;
         }
         if kept > 0 {

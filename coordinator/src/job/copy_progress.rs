@@ -107,6 +107,8 @@ pub struct CopyProgress {
     crossed: ByteCount,
     /// Tables whose parts are all done.
     complete: Complete,
+    /// Tables that were copied before a coordinator lost its store. They are not listed.
+    recalled: u32,
     /// The first tables and parts are those of earlier epochs. The present plan's numbers begin at zero.
     kept: (u32, u32),
     flight: Vec<PartProgress>,
@@ -266,11 +268,24 @@ impl CopyProgress {
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
-            tables: u32::try_from(self.tables.len()).unwrap_or(u32::MAX),
+            tables: self.planned_tables(),
             planned: self.planned,
             done: self.done,
             complete: self.complete,
         }
+    }
+
+    /// Tables of the plan, listed or not.
+    #[must_use]
+    pub fn planned_tables(&self) -> u32 {
+        let listed = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
+        listed.saturating_add(self.recalled)
+    }
+
+    /// Tables whose parts are all done, and the sums over these.
+    #[must_use]
+    pub fn whole(&self) -> Complete {
+        self.complete
     }
 
     /// Tables whose parts are all done.

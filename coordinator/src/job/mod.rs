@@ -110,6 +110,9 @@ pub struct Job {
     /// The plan of a job that another coordinator had begun. Until it starts over, it has no other snapshot.
     #[serde(default)]
     pub adopted: Option<Plan>,
+    /// What it had copied when another coordinator lost it, without its tables.
+    #[serde(default)]
+    pub recalled: Option<Complete>,
     /// Whether its node has entered COPYING.
     pub opened: Opened,
     /// When its time limit began to run: when it was accepted or resumed.
@@ -298,6 +301,7 @@ impl Job {
             retrying: Vec::new(),
             restarts: 0,
             adopted: None,
+            recalled: None,
             opened: Opened::No,
             began_at: now,
             first_command,

@@ -8,12 +8,12 @@ use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{Epoch, JobId};
 
-use super::{Job, Plan, Residue, Stage, Step};
+use super::{Complete, Job, Plan, Residue, Stage, Step, Witness};
 
-/// 1: the first.
-const VERSION: u32 = 1;
+/// 2: what was copied.
+const VERSION: u32 = 2;
 
-/// A job as its target knows it from the time when it is prepared.
+/// A job as its target knows it from the time when it is prepared, and again when all its rows are there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobNote {
     version: u32,
@@ -23,6 +23,8 @@ pub struct JobNote {
     pub spec: JobSpec,
     /// The snapshot that all its rows are from.
     pub plan: Plan,
+    /// What was copied, once that is all.
+    pub copied: Option<Complete>,
     restarts: u8,
     origin: ChangeOrigin,
     /// The name in the certificate of the operator who started it.
@@ -37,7 +39,7 @@ impl JobNote {
     /// The note of a job that can go on without its coordinator's store: one with a snapshot of its own, its first,
     /// that is read live. Without its warnings where it would be too long with them.
     #[must_use]
-    pub fn of(job: &Job) -> Option<String> {
+    pub fn of(job: &Job, copied: Option<Complete>) -> Option<String> {
         let plain = job.spec.method == Method::Snapshot
             && job.handover.is_none()
             && job.snapshot().is_none()
@@ -51,6 +53,7 @@ impl JobNote {
             job: job.id,
             spec: job.spec.clone(),
             plan: job.attempt.plan?,
+            copied,
             restarts: job.restarts,
             origin: job.origin,
             operator: job.operator.clone(),
@@ -74,7 +77,8 @@ impl JobNote {
         (note.version == VERSION && note.spec.method == Method::Snapshot).then_some(note)
     }
 
-    /// The job, about to find its snapshot open. Both ends have objects of it.
+    /// The job, about to find its snapshot open or, once all its rows are there, to build their indexes: on the target
+    /// each later step finds what was done of it. Both ends have objects of it.
     #[must_use]
     pub fn into_job(self, first_command: u64) -> Job {
         let accepted_at = self.accepted_at;
@@ -85,8 +89,19 @@ impl JobNote {
             first_command,
             accepted_at,
         );
-        job.stage = Stage::Working(Step::OpenSource);
-        job.adopted = Some(self.plan);
+        match self.copied {
+            None => {
+                job.stage = Stage::Working(Step::OpenSource);
+                job.adopted = Some(self.plan);
+            }
+            Some(_) => {
+                job.stage = Stage::Working(Step::Indexes);
+                job.attempt.plan = Some(self.plan);
+                // Its agent may have restarted since.
+                job.attempt.witness = Witness::Restarted;
+                job.recalled = self.copied;
+            }
+        }
         job.restarts = self.restarts;
         job.origin = self.origin;
         job.began_at = self.began_at;
@@ -103,9 +118,10 @@ impl JobNote {
 mod tests {
     use steep_protocol::limits::API_REQUEST_MAX;
     use steep_protocol::message::facts::Severity;
-    use steep_protocol::{Lsn, SnapshotId, TableName};
+    use steep_protocol::{ByteCount, Lsn, RowCount, SnapshotId, TableName};
 
     use super::*;
+    use crate::job::Totals;
     use crate::testing::spec;
 
     fn job() -> Job {
@@ -122,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_job_is_as_before_after_its_note() {
-        let text = JobNote::of(&job()).unwrap();
+        let text = JobNote::of(&job(), None).unwrap();
         let again = JobNote::parse(&text).unwrap().into_job(99);
         assert_eq!((again.id, again.restarts), (JobId(7), 1));
         assert_eq!(again.spec, job().spec);
@@ -132,11 +148,29 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_has_all_rows_goes_on_with_their_sums() {
+        let copied = Complete {
+            tables: 3,
+            sum: Totals {
+                parts: 6,
+                rows: RowCount(70),
+                bytes: ByteCount(700),
+            },
+        };
+        let text = JobNote::of(&job(), Some(copied)).unwrap();
+        let again = JobNote::parse(&text).unwrap().into_job(99);
+        assert_eq!(again.stage, Stage::Working(Step::Indexes));
+        assert_eq!((again.adopted, again.recalled), (None, Some(copied)));
+        assert_eq!(again.attempt.plan, job().attempt.plan);
+        assert_eq!(again.attempt.witness, Witness::Restarted);
+    }
+
+    #[test]
     fn only_a_plain_job_with_a_plan_has_a_note() {
         let refused = |change: fn(&mut Job)| {
             let mut job = job();
             change(&mut job);
-            assert_eq!(JobNote::of(&job), None);
+            assert_eq!(JobNote::of(&job, None), None);
         };
         refused(|job| job.attempt.plan = None);
         refused(|job| job.epoch = Epoch(1));
@@ -147,8 +181,8 @@ mod tests {
 
     #[test]
     fn what_is_no_note_of_this_version_is_not_read() {
-        let text = JobNote::of(&job()).unwrap();
-        let newer = text.replace("\"version\":1", "\"version\":2");
+        let text = JobNote::of(&job(), None).unwrap();
+        let newer = text.replace("\"version\":2", "\"version\":3");
         assert_ne!(newer, text);
         for bad in ["", "{}", "null", &newer, &text[..text.len() - 1]] {
             assert_eq!(JobNote::parse(bad), None, "{bad}");
@@ -166,10 +200,10 @@ mod tests {
             why: String::new(),
             fix: String::new(),
         }];
-        let note = JobNote::parse(&JobNote::of(&job).unwrap()).unwrap();
+        let note = JobNote::parse(&JobNote::of(&job, None).unwrap()).unwrap();
         assert_eq!(note.warnings, Vec::new());
         let name = TableName::new("public", "t".repeat(60)).unwrap();
         job.spec.filter.exclude_tables = vec![name; API_REQUEST_MAX / 20];
-        assert_eq!(JobNote::of(&job), None);
+        assert_eq!(JobNote::of(&job, None), None);
     }
 }

@@ -13,14 +13,21 @@ use crate::testing::{node, spec};
 /// A job of `b` in the middle of its copy, and what its target tells a coordinator whose store is new. No agent has a
 /// session yet.
 fn lost(directory: &Path) -> (World, JobId, Lineage) {
+    lost_at(directory, is_copy)
+}
+
+/// The same at another command.
+fn lost_at(directory: &Path, at: fn(&Command) -> bool) -> (World, JobId, Lineage) {
     let mut world = World::open(directory, &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
-    world.until("b", is_copy);
-    let told = &world.agent("b").history;
-    let note = told.iter().find_map(|(_, command)| match command {
+    world.until("b", at);
+    let told = world.agent("b").history.iter().rev();
+    let mut notes = told.filter_map(|(_, command)| match command {
         Command::Target(TargetCommand::Prepare(prepare)) => prepare.note.clone(),
+        Command::Target(TargetCommand::BuildIndexes { note, .. }) => note.clone(),
         _ => None,
     });
+    let note = notes.next();
     assert!(note.is_some());
     // What ran is ended by the next preparation.
     world.agent("b").at_work.clear();
@@ -79,6 +86,46 @@ fn a_job_goes_on_under_its_id_and_with_the_snapshot_that_is_open() {
             .fields
             .contains(&("operator".to_owned(), "dba".to_owned()))
     );
+}
+
+#[test]
+fn a_job_with_all_rows_goes_on_without_its_snapshot_and_knows_what_it_copied() {
+    let steps: [fn(&Command) -> bool; 4] = [
+        |c| matches!(c, Command::Target(TargetCommand::BuildIndexes { .. })),
+        |c| matches!(c, Command::Target(TargetCommand::BuildConstraints { .. })),
+        |c| matches!(c, Command::Target(TargetCommand::Subscribe { .. })),
+        |c| matches!(c, Command::Target(TargetCommand::Finish { .. })),
+    ];
+    for at in steps {
+        let directory = super::directory();
+        let (mut world, job, lineage) = lost_at(directory.path(), at);
+        world.agent("a").snapshots.clear();
+        world.agent("a").admitted.clear();
+        world.join("a");
+        world.join("b");
+        tell(&mut world, "b", &lineage);
+        assert_eq!(world.node("b").state, NodeState::Copying);
+        let copied = world.progress("b").0;
+        assert!(copied.rows_copied > 0 && copied.tables_completed == copied.tables_total);
+        let told = &world.agent("a").history.last().unwrap().1;
+        assert_eq!(*told, Command::Source(SourceCommand::CloseSnapshot));
+        let admits = |c: &Command| matches!(c, Command::Source(SourceCommand::Admit { .. }));
+        assert!(world.agent("a").history.iter().any(|(_, c)| admits(c)));
+        // The sums are in the store.
+        let mut world = world.restart(directory.path());
+        world.join("a");
+        world.join("b");
+        world.run_on();
+        let view = world.node("b");
+        assert_eq!(view.state, NodeState::Synchronized, "{view:?}");
+        let (progress, _) = world.progress("b");
+        assert_eq!(
+            (progress.job_id, progress.rows_copied),
+            (Some(job), copied.rows_copied)
+        );
+        assert_eq!(progress.tables_completed, copied.tables_completed);
+        assert_eq!(asked(&mut world), [None], "no snapshot is opened again");
+    }
 }
 
 #[test]

@@ -232,9 +232,12 @@ fn a_permission_that_could_not_be_revoked_is_revoked_when_the_agent_is_back() {
     world.leave("a");
     world.leave("b");
     assert!(world.driver.doctors.is_empty());
-    // Even if the coordinator does not remember the permission.
+    // Even if the coordinator does not remember the permission: it waits for those who may know it.
     let mut world = world.restart(directory.path());
     world.join("a");
+    world.skip(29);
+    assert_eq!(world.agents[&node("a")].admitted.len(), 1);
+    world.skip(2);
     world.run_on();
     let agent = &world.agents[&node("a")];
     assert_eq!(

@@ -4,7 +4,7 @@
 use steep_protocol::message::agent::TableSummary;
 use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo};
 
-use super::{CopyProgress, TableCopy};
+use super::{Complete, CopyProgress, TableCopy};
 
 impl CopyProgress {
     /// The number here of a part of the present plan.
@@ -70,6 +70,18 @@ impl CopyProgress {
         }
         let tables = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
         self.kept = (tables, self.planned);
+    }
+
+    /// Begins with what was copied before a coordinator lost its store: sums, without the tables.
+    #[must_use]
+    pub fn recalled(copied: Complete) -> Self {
+        Self {
+            recalled: copied.tables,
+            planned: copied.sum.parts,
+            done: copied.sum,
+            complete: copied,
+            ..Self::default()
+        }
     }
 
     /// Restores a table of a finished job without its single parts. For display only; do not call

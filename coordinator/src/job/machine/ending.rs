@@ -371,6 +371,7 @@ impl Turn {
         }
         self.job.attempt = Attempt::default();
         self.job.adopted = None;
+        self.job.recalled = None;
         self.forget_epochs();
         self.enter(Step::OpenSource);
     }

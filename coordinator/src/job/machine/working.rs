@@ -28,6 +28,11 @@ impl Turn {
                     return Err(Refused::Begun);
                 }
                 self.effects.push(Effect::Node(NodeEvent::Begin));
+                if self.job.recalled.is_some() {
+                    // The source's agent may have restarted since it admitted the target.
+                    self.bring(NodeEvent::Opened);
+                    self.issue(Work::Regrant);
+                }
                 self.enter(step);
             }
             JobEvent::Ended { id, outcome } => {

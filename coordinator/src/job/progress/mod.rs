@@ -365,7 +365,7 @@ impl Meter {
     /// All tables and finished tables. Natively these are PostgreSQL's own counts.
     #[must_use]
     pub fn tables(&self, job: &Job, copied: &CopyProgress) -> (u64, u64) {
-        let total = copied.tables().len() as u64;
+        let total = u64::from(copied.planned_tables());
         if job.spec.method != Method::Native {
             return (total, u64::from(copied.completed()));
         }

@@ -37,6 +37,11 @@ impl Cluster {
             TargetCommand::Prepare(request) => self.prepare(n, run, request),
             TargetCommand::Copy(request) => self.copy(n, run, request),
             TargetCommand::BuildIndexes { .. } | TargetCommand::BuildConstraints { .. } => {
+                if let TargetCommand::BuildIndexes { note, .. } = command
+                    && let Some(record) = self.nodes[n].server.records.get_mut(&job)
+                {
+                    record.note.clone_from(note);
+                }
                 if run.stage == 0 {
                     return Ok(After(self.dice.between(100, 6_000)));
                 }

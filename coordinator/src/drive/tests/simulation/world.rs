@@ -18,6 +18,7 @@ use super::postgres::{Server, Slot, TABLES, replicate};
 use super::stored::timestamp;
 use crate::job::health::Bounds;
 use crate::job::machine::Parting;
+use crate::job::note::JobNote;
 use crate::job::retry::Patience;
 use crate::job::{COMMANDS_PER_JOB, Job, Stage, Step};
 use crate::registry::SessionId;
@@ -179,15 +180,18 @@ impl Cluster {
         let (Some(job), 1) = (jobs.values().next(), jobs.len()) else {
             return None;
         };
-        let record = self.nodes[1].server.records.get(&job.id);
-        let noted = record.is_some_and(|record| record.note.is_some());
+        let record = self.nodes[1].server.records.get(&job.id)?;
+        let note = JobNote::parse(record.note.as_deref()?)?;
         let Node { server, agent, .. } = &self.nodes[0];
         let held = agent.open_snapshots();
         let plan = job.attempt.plan?;
         let held = held.iter().any(|h| h.job == job.id && h.lsn == plan.lsn);
         let holds = held && !agent.lost_snapshots(server.boots).contains(&job.id);
-        let copies = matches!(job.stage, Stage::Working(Step::PrepareTarget | Step::Copy))
-            && job.epoch == Epoch(0);
+        let goes_on = match (&job.stage, note.copied) {
+            (Stage::Working(Step::PrepareTarget | Step::Copy), None) => holds,
+            (Stage::Working(step), Some(_)) => (Step::Indexes..=Step::Prove).contains(step),
+            (Stage::Working(_) | Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_), _) => false,
+        };
         let up = self
             .nodes
             .iter()
@@ -196,7 +200,7 @@ impl Cluster {
         let own =
             |(name, slot): (&String, &Slot)| *name == job.replication().slot.as_str() && !slot.lost;
         let alone = server.slots.len() == 1 && slots.all(own);
-        (noted && holds && copies && up && alone).then(|| job.clone())
+        (goes_on && job.epoch == Epoch(0) && up && alone).then(|| job.clone())
     }
 
     fn died(&mut self, back: i64) {

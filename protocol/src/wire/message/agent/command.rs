@@ -157,10 +157,12 @@ pub enum TargetCommand {
     /// Fetch parts and commit each with its ledger row. Parts already in the ledger are reported as
     /// done.
     Copy(CopyParts),
-    /// Build what was deferred, up to and including indexes.
+    /// All rows are committed: build what was deferred, up to and including indexes.
     BuildIndexes {
         /// Concurrent builds.
         parallel: u8,
+        /// In the place of [`PrepareTarget::note`].
+        note: Option<String>,
     },
     /// Build foreign keys, triggers and the rest.
     BuildConstraints {

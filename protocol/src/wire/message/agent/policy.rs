@@ -212,7 +212,11 @@ mod tests {
         .policy();
         assert_eq!(cleanup.after_stop, AfterStop::Do);
         assert_eq!(cleanup.at_stop, AtStop::Finish);
-        let index = Command::from(TargetCommand::BuildIndexes { parallel: 1 }).policy();
+        let index = Command::from(TargetCommand::BuildIndexes {
+            parallel: 1,
+            note: None,
+        })
+        .policy();
         assert_eq!(index.after_stop, AfterStop::Ignore);
         assert_eq!(index.at_stop, AtStop::Cancel);
         let capture = Command::from(NodeCommand::CaptureFingerprints).policy();
