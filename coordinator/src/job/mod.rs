@@ -182,6 +182,9 @@ pub struct Attempt {
     /// Whether all parts of its snapshot are stored.
     #[serde(default)]
     pub sealed: bool,
+    /// The shared snapshot that it was asked to open: its slot may have been copied from that one's.
+    #[serde(default)]
+    pub asked_of: Option<SnapshotId>,
     /// Whether the target may have let go of its rows: once the copy is proved, it is told to forget which are the job's.
     #[serde(default)]
     pub released: bool,

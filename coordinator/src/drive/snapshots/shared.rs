@@ -35,7 +35,8 @@ const ALMOST: f64 = 99.9;
 
 impl<S: Store> Driver<S> {
     /// Whether the snapshot that the job shares is open; opens it if nobody has. The job is told when it is
-    /// ([`Self::go_on_with`]).
+    /// ([`Self::go_on_with`]). It starts over if that is another one than it was asked to open, since the slot that it may
+    /// have been given then is named after that.
     pub(in crate::drive) fn join_shared(
         &mut self,
         job: JobId,
@@ -43,6 +44,14 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> bool {
         let id = self.latest(shared);
+        let asked_of = self
+            .jobs
+            .get(&job)
+            .and_then(|live| live.job.attempt.asked_of);
+        if asked_of.is_some_and(|before| before != id) {
+            self.advance(job, JobEvent::SnapshotReplaced, now);
+            return false;
+        }
         if let Some(live) = self.jobs.get_mut(&job)
             && live.job.shared != Some(id)
         {
@@ -63,7 +72,20 @@ impl<S: Store> Driver<S> {
         if self.spool(id).is_some() {
             self.advance(job, JobEvent::Sealed, now);
         }
-        self.is_ready(id)
+        let ready = self.is_ready(id);
+        if ready {
+            self.ask_of(job, id);
+        }
+        ready
+    }
+
+    /// The job is about to be asked to open that snapshot.
+    fn ask_of(&mut self, job: JobId, id: SnapshotId) {
+        if let Some(live) = self.jobs.get_mut(&job)
+            && live.job.attempt.asked_of.replace(id).is_none()
+        {
+            self.out.writes.push(Write::Job(Box::new(live.job.clone())));
+        }
     }
 
     /// Whether that snapshot can be copied from now.
@@ -119,6 +141,7 @@ impl<S: Store> Driver<S> {
             return;
         }
         for (job, command) in self.waiting_for(id) {
+            self.ask_of(job, id);
             self.send_command(job, command, Work::OpenSource);
         }
     }

@@ -180,6 +180,45 @@ fn targets_of_a_lost_snapshot_start_over_together_with_another() {
 }
 
 #[test]
+fn the_slot_of_a_snapshot_that_was_lost_before_the_answer_is_removed() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.init(vec![spec("a", "b"), spec("a", "c")]).unwrap();
+    let is_open = |command: &Command| {
+        let open = |open: &OpenSource| matches!(open.export, Export::Shared { .. });
+        matches!(command, Command::Source(SourceCommand::Open(request)) if open(request))
+    };
+    world.until("a", is_open);
+    let asked = |world: &mut World| -> Vec<_> {
+        let history = world.agent("a").history.iter();
+        let opens = history.filter(|(_, command)| is_open(command));
+        opens.map(|(_, command)| command.clone()).collect()
+    };
+    assert_eq!(asked(&mut world).len(), 2);
+    // The agent dies with the copied slots made and nothing said.
+    world.kill("a");
+    world.join("a");
+    world.run_on();
+    world.skip(5);
+    world.run_on();
+    for name in ["b", "c"] {
+        assert_eq!(world.state(name), NodeState::Synchronized);
+    }
+    let history = world.agent("a").history.clone();
+    let cleaned = history
+        .iter()
+        .filter(|(_, command)| is_cleanup(command))
+        .count();
+    assert_eq!(cleaned, 2, "{history:?}");
+    let shared = |command: &Command| match command {
+        Command::Source(SourceCommand::Open(open)) => open.export.clone(),
+        other => panic!("{other:?}"),
+    };
+    let all = asked(&mut world);
+    assert_ne!(shared(&all[0]), shared(all.last().unwrap()));
+}
+
+#[test]
 fn one_that_joins_later_is_named_to_those_that_copy() {
     let directory = directory();
     let mut world = both_copy(directory.path());

@@ -122,6 +122,7 @@ impl Turn {
             // The first cause counts.
             JobEvent::Endangered { .. }
             | JobEvent::SnapshotLost
+            | JobEvent::SnapshotReplaced
             | JobEvent::Sealed
             | JobEvent::SpoolLost { .. } => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),

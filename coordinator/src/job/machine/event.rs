@@ -56,6 +56,8 @@ pub enum JobEvent {
     },
     /// The source's agent noticed that the session that held the snapshot has ended.
     SnapshotLost,
+    /// Another snapshot takes the place of the shared one, from whose slot the job's own may have been copied.
+    SnapshotReplaced,
     /// All parts of its snapshot are stored: from now on nobody has to hold it open.
     Sealed,
     /// What was stored of its snapshot is damaged or gone: it counts as lost.

@@ -69,8 +69,8 @@ impl Turn {
                     self.part_with_snapshot(&mut kept, why);
                 }
             }
-            // Only an ending job has something to give up.
-            JobEvent::GiveUp => {}
+            // One that is kept opens nothing, and only an ending job has something to give up.
+            JobEvent::SnapshotReplaced | JobEvent::GiveUp => {}
             JobEvent::Endangered { side, fault } => match side {
                 Side::Source => return self.keep_no_longer(&kept, &fault.message),
                 Side::Target => {}

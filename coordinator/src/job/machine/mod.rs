@@ -166,6 +166,7 @@ impl Turn {
             JobEvent::Ended { .. }
             | JobEvent::Server { .. }
             | JobEvent::SnapshotLost
+            | JobEvent::SnapshotReplaced
             | JobEvent::Sealed
             | JobEvent::SpoolLost { .. }
             | JobEvent::Endangered { .. }

@@ -66,6 +66,7 @@ impl Turn {
             // Until another one is open, agents report the one before, which the job has given up.
             JobEvent::SnapshotLost if step == Step::OpenSource && !self.next_is_open(step) => {}
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
+            JobEvent::SnapshotReplaced => self.snapshot_lost(step, self.lost_snapshot()),
             JobEvent::Sealed => self.job.attempt.sealed = true,
             JobEvent::SpoolLost { fault } => {
                 self.job.attempt.sealed = false;
