@@ -187,18 +187,21 @@ const SLOW_INDEX: &str = "
     INSERT INTO indexed SELECT generate_series(1, 1000);
     CREATE INDEX by_slowly ON indexed (slowly(id));";
 
-#[test]
-fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_once_all_are_copied()
--> Result<()> {
+/// The coordinator loses its store and the source's agent dies while an index is built.
+fn lose_store_and_source(method: &str) -> Result<Cluster> {
     let mut cluster = Cluster::builder()
         .setting("node_b", "steep_test.slow", "on")
         .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
     source.sql(SLOW_INDEX)?;
-    let following = cluster.init_spawn(&[])?;
+    let following = cluster.init_spawn(&["--method", method])?;
     let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     cluster.wait_phase("node_b", "indexes")?;
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    steep_tests::wait::until_true("the snapshot to be removed", FAILURE_LIMIT, || {
+        Ok(source.value::<u32>(slots)? == 1)
+    })?;
     let copied = cluster.progress("node_b")?;
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
@@ -227,7 +230,25 @@ fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_once_a
     ensure!(progress["restarts"] == 0, "{progress}");
     cluster.wait_drained("node_a")?;
     compare::rows(&source, &target)?.none()?;
-    compare::schema(&source, &target)?.none()
+    compare::schema(&source, &target)?.none()?;
+    Ok(cluster)
+}
+
+#[test]
+fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_once_all_are_copied()
+-> Result<()> {
+    lose_store_and_source("snapshot").map(drop)
+}
+
+#[test]
+fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_of_a_spool() -> Result<()>
+{
+    let cluster = lose_store_and_source("two-phase")?;
+    let source = cluster.database("node_a");
+    ensure!(cluster.state("node_b")? == "synchronized");
+    source.sql("UPDATE pgbench_tellers SET tbalance = tbalance + 1")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()
 }
 
 #[test]

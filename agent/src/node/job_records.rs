@@ -7,6 +7,7 @@ use steep_protocol::{Fault, JobId, TableName};
 
 use super::connection::Conn;
 use super::own_schema;
+use crate::task::Task;
 
 /// Where the target's schema comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +92,15 @@ pub(crate) async fn open(
     Ok(())
 }
 
-/// The coordinator's note has changed.
-pub(crate) async fn renew(conn: &Conn, job: JobId, note: &str) -> Result<(), Fault> {
+/// The coordinator's note has changed, if it has one.
+pub(crate) async fn renew_note(task: &Task, note: Option<&str>) -> Result<(), Fault> {
+    let Some(note) = note else {
+        return Ok(());
+    };
+    let conn = Conn::to_catalog(task, "note").await?;
     let sql = "UPDATE steep_repl.jobs SET note = $2 WHERE job = $1";
-    conn.rows(sql, &[&job.to_string(), &note]).await?;
+    conn.rows(sql, &[&task.job.to_string(), &note]).await?;
+    conn.give_back().await;
     Ok(())
 }
 

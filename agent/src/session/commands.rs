@@ -160,7 +160,8 @@ impl Commands {
             Command::Target(
                 TargetCommand::Cleanup { .. }
                 | TargetCommand::Prepare(_)
-                | TargetCommand::BuildIndexes { .. },
+                | TargetCommand::BuildIndexes { .. }
+                | TargetCommand::Fold { .. },
             )
             | Command::Source(SourceCommand::Cleanup { .. }) => self.end_others(of.0),
             _ => Vec::new(),

@@ -282,8 +282,8 @@ impl Agent {
             }
             TargetCommand::Copy(request) => self.copy(task, request).await,
             TargetCommand::BuildIndexes { parallel, note } => {
-                let note = note.as_deref();
-                let built = target::build_indexes(task, (parallel, note), Purpose::Replication);
+                target::renew_note(task, note.as_deref()).await?;
+                let built = target::build_indexes(task, parallel, Purpose::Replication);
                 built.await.map(Outcome::Warned)
             }
             TargetCommand::BuildConstraints { parallel } => {
@@ -303,7 +303,9 @@ impl Agent {
                 source,
                 origin,
                 earlier,
+                note,
             } => {
+                target::renew_note(task, note.as_deref()).await?;
                 let link = self.source_agent(source, job);
                 let folded = fold::fold(task, &link, origin, &earlier).await;
                 folded.map(|()| Outcome::Done)

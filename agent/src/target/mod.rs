@@ -25,6 +25,7 @@ pub(crate) use prepare::{
 pub(crate) use sequences::raise_sequences;
 
 pub(crate) use crate::deferred::build::build_constraints;
+pub(crate) use crate::node::job_records::renew_note;
 pub(crate) use crate::part::ledger::totals;
 pub(crate) use crate::replication::native::await_native_copy;
 pub(crate) use crate::replication::subscription::subscribe;

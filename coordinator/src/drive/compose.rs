@@ -97,6 +97,7 @@ impl<S: Store> Driver<S> {
                 source: source(),
                 origin: job.origin,
                 earlier: earlier(),
+                note: JobNote::of(job, Some(live.copied.whole())),
             }),
             Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
             Work::AwaitFence => {

@@ -3,11 +3,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::limits::JOB_NOTE_MAX;
+use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::{Epoch, JobId};
+use steep_protocol::{Epoch, JobId, SnapshotId};
 
+use super::handover::StoredRows;
 use super::{Complete, Job, Plan, Residue, Stage, Step, Witness};
 
 /// 2: what was copied.
@@ -21,10 +23,17 @@ pub struct JobNote {
     pub job: JobId,
     /// What was asked for.
     pub spec: JobSpec,
-    /// The snapshot that all its rows are from.
+    /// The snapshot that its rows are from, or those of its present epoch.
     pub plan: Plan,
+    /// What it goes on with.
+    step: Step,
     /// What was copied, once that is all.
     pub copied: Option<Complete>,
+    epoch: Epoch,
+    earlier: Vec<EarlierEpoch>,
+    kept: Complete,
+    shared: Option<SnapshotId>,
+    stored: Option<StoredRows>,
     restarts: u8,
     origin: ChangeOrigin,
     /// The name in the certificate of the operator who started it.
@@ -37,15 +46,17 @@ pub struct JobNote {
 
 impl JobNote {
     /// The note of a job that can go on without its coordinator's store: one with a snapshot of its own, its first,
-    /// that is read live. Without its warnings where it would be too long with them.
+    /// that is read live, or one that has all its rows and will follow. Without its warnings where it would be too long with
+    /// them.
     #[must_use]
     pub fn of(job: &Job, copied: Option<Complete>) -> Option<String> {
-        let plain = job.spec.method == Method::Snapshot
-            && job.handover.is_none()
-            && job.snapshot().is_none()
-            && job.epoch == Epoch(0)
-            && !job.spools();
-        if !plain {
+        let plain = job.snapshot().is_none() && job.epoch == Epoch(0) && !job.spools();
+        let goes_on = match job.spec.method {
+            Method::Snapshot => plain || copied.is_some(),
+            Method::TwoPhase | Method::Stored => copied.is_some(),
+            Method::Load | Method::Native | Method::Backup => false,
+        };
+        if !goes_on {
             return None;
         }
         let mut note = Self {
@@ -53,7 +64,16 @@ impl JobNote {
             job: job.id,
             spec: job.spec.clone(),
             plan: job.attempt.plan?,
+            step: match (&job.stage, copied) {
+                (Stage::Working(step), Some(_)) => *step,
+                _ => Step::OpenSource,
+            },
             copied,
+            epoch: job.epoch,
+            earlier: job.earlier.clone(),
+            kept: job.kept,
+            shared: job.shared,
+            stored: job.stored.clone(),
             restarts: job.restarts,
             origin: job.origin,
             operator: job.operator.clone(),
@@ -74,11 +94,11 @@ impl JobNote {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let note: Self = serde_json::from_str(text).ok()?;
-        (note.version == VERSION && note.spec.method == Method::Snapshot).then_some(note)
+        (note.version == VERSION).then_some(note)
     }
 
-    /// The job, about to find its snapshot open or, once all its rows are there, to build their indexes: on the target
-    /// each later step finds what was done of it. Both ends have objects of it.
+    /// The job, about to find its snapshot open or, once all its rows are there, to begin the step that brought the note: it
+    /// and those after it find what was done of them. Both ends have objects of it.
     #[must_use]
     pub fn into_job(self, first_command: u64) -> Job {
         let accepted_at = self.accepted_at;
@@ -89,17 +109,16 @@ impl JobNote {
             first_command,
             accepted_at,
         );
+        job.stage = Stage::Working(self.step);
         match self.copied {
-            None => {
-                job.stage = Stage::Working(Step::OpenSource);
-                job.adopted = Some(self.plan);
-            }
+            None => job.adopted = Some(self.plan),
             Some(_) => {
-                job.stage = Stage::Working(Step::Indexes);
                 job.attempt.plan = Some(self.plan);
                 // Its agent may have restarted since.
                 job.attempt.witness = Witness::Restarted;
                 job.recalled = self.copied;
+                (job.epoch, job.earlier, job.kept) = (self.epoch, self.earlier, self.kept);
+                (job.shared, job.stored) = (self.shared, self.stored);
             }
         }
         job.restarts = self.restarts;
@@ -148,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_has_all_rows_goes_on_with_their_sums() {
+    fn a_job_that_has_all_rows_goes_on_with_their_sums_and_its_step() {
         let copied = Complete {
             tables: 3,
             sum: Totals {
@@ -157,11 +176,13 @@ mod tests {
                 bytes: ByteCount(700),
             },
         };
-        let text = JobNote::of(&job(), Some(copied)).unwrap();
+        let mut job = job();
+        job.stage = Stage::Working(Step::Fold);
+        let text = JobNote::of(&job, Some(copied)).unwrap();
         let again = JobNote::parse(&text).unwrap().into_job(99);
-        assert_eq!(again.stage, Stage::Working(Step::Indexes));
+        assert_eq!(again.stage, Stage::Working(Step::Fold));
         assert_eq!((again.adopted, again.recalled), (None, Some(copied)));
-        assert_eq!(again.attempt.plan, job().attempt.plan);
+        assert_eq!(again.attempt.plan, job.attempt.plan);
         assert_eq!(again.attempt.witness, Witness::Restarted);
     }
 
@@ -177,6 +198,35 @@ mod tests {
         refused(|job| job.shared = Some(SnapshotId(5)));
         refused(|job| job.spec.method = Method::Native);
         refused(|job| job.spec.method = Method::TwoPhase);
+    }
+
+    #[test]
+    fn one_with_all_rows_has_a_note_whatever_snapshots_they_are_from() {
+        let same = |change: fn(&mut Job)| {
+            let mut job = job();
+            change(&mut job);
+            let note = JobNote::of(&job, Some(Complete::default())).unwrap();
+            let again = JobNote::parse(&note).unwrap().into_job(99);
+            assert_eq!(again.replication(), job.replication());
+            assert_eq!((again.epoch, again.kept), (job.epoch, job.kept));
+            assert_eq!(again.earlier, job.earlier);
+            assert_eq!(again.parts(), job.parts());
+        };
+        same(|_| {});
+        same(|job| job.shared = Some(SnapshotId(5)));
+        same(|job| job.spec.method = Method::TwoPhase);
+        same(|job| {
+            let (replication, lsn) = (job.replication(), Lsn(3));
+            job.earlier.push(EarlierEpoch { replication, lsn });
+            job.epoch = Epoch(1);
+            job.kept.tables = 2;
+            job.kept.sum.parts = 4;
+        });
+        for method in [Method::Load, Method::Native, Method::Backup] {
+            let mut job = job();
+            job.spec.method = method;
+            assert_eq!(JobNote::of(&job, Some(Complete::default())), None);
+        }
     }
 
     #[test]

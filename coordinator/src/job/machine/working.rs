@@ -28,9 +28,14 @@ impl Turn {
                     return Err(Refused::Begun);
                 }
                 self.effects.push(Effect::Node(NodeEvent::Begin));
+                let method = self.job.spec.method;
+                for passed in Step::path(method).iter().take_while(|s| **s != step) {
+                    for event in passed.brings(method) {
+                        self.bring(*event);
+                    }
+                }
                 if self.job.recalled.is_some() {
                     // The source's agent may have restarted since it admitted the target.
-                    self.bring(NodeEvent::Opened);
                     self.issue(Work::Regrant);
                 }
                 self.enter(step);

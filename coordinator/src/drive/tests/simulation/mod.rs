@@ -183,7 +183,8 @@ impl Run {
     fn has_gone_on(&self, before: &Job) -> Result<(), String> {
         let driver = self.cluster.driver.as_ref().unwrap();
         let record = &driver.nodes[&before.spec.target];
-        let same = record.job == Some(before.id) && record.replication() == Some(before.id);
+        let replication = before.replication().id;
+        let same = record.job == Some(before.id) && record.replication() == Some(replication);
         match record.state == NodeState::Synchronized && same {
             true => Ok(()),
             false => Err(format!(

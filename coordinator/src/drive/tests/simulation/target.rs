@@ -37,10 +37,8 @@ impl Cluster {
             TargetCommand::Prepare(request) => self.prepare(n, run, request),
             TargetCommand::Copy(request) => self.copy(n, run, request),
             TargetCommand::BuildIndexes { .. } | TargetCommand::BuildConstraints { .. } => {
-                if let TargetCommand::BuildIndexes { note, .. } = command
-                    && let Some(record) = self.nodes[n].server.records.get_mut(&job)
-                {
-                    record.note.clone_from(note);
+                if let TargetCommand::BuildIndexes { note, .. } = command {
+                    self.renew_note(n, job, note);
                 }
                 if run.stage == 0 {
                     return Ok(After(self.dice.between(100, 6_000)));
@@ -54,8 +52,14 @@ impl Cluster {
                 ..
             } => self.subscribe(n, run, (source, *start), earlier),
             TargetCommand::Fold {
-                source, earlier, ..
-            } => self.fold(n, run, source, earlier),
+                source,
+                earlier,
+                note,
+                ..
+            } => {
+                self.renew_note(n, job, note);
+                self.fold(n, run, source, earlier)
+            }
             TargetCommand::AwaitNativeCopy => {
                 let name = run.replication.name();
                 let subscriptions = &self.nodes[n].server.subscriptions;
@@ -126,6 +130,12 @@ impl Cluster {
         let name = &self.nodes[m].name;
         let plan = self.nodes[m].agent.plan(job);
         plan.ok_or_else(|| transient("the job's snapshot is not open").on(name))
+    }
+
+    fn renew_note(&mut self, n: usize, job: JobId, note: &Option<String>) {
+        if let (Some(record), Some(_)) = (self.nodes[n].server.records.get_mut(&job), note) {
+            record.note.clone_from(note);
+        }
     }
 
     fn prepare(

@@ -200,7 +200,8 @@ impl Cluster {
         let own =
             |(name, slot): (&String, &Slot)| *name == job.replication().slot.as_str() && !slot.lost;
         let alone = server.slots.len() == 1 && slots.all(own);
-        (goes_on && job.epoch == Epoch(0) && up && alone).then(|| job.clone())
+        let apart = note.copied.is_some() && job.epoch != Epoch(0);
+        (goes_on && up && (alone || apart)).then(|| job.clone())
     }
 
     fn died(&mut self, back: i64) {

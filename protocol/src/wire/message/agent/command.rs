@@ -189,6 +189,8 @@ pub enum TargetCommand {
         origin: ChangeOrigin,
         /// The earlier epochs.
         earlier: Vec<EarlierEpoch>,
+        /// In the place of the one before.
+        note: Option<String>,
     },
     /// Native method: wait until every table of the subscription is ready.
     AwaitNativeCopy,
