@@ -89,6 +89,10 @@ pub struct Given {
     /// How often the sequences of a node that follows are set to the source's; 0 for never [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub sequence_interval: Option<String>,
+    /// How long a snapshot of a job that nobody reads is held without a session with the coordinator; none for ever
+    /// [default: 30m]
+    #[arg(long, value_name = "DURATION|none")]
+    pub snapshot_grace: Option<String>,
     /// Congestion control [default: bbr]
     #[arg(long)]
     pub congestion: Option<CongestionChoice>,
@@ -117,6 +121,8 @@ pub(crate) struct Config {
     pub(crate) schema_check_interval: Duration,
     /// 0 for never.
     pub(crate) sequence_interval_seconds: u32,
+    /// `None` for ever.
+    pub(crate) snapshot_grace: Option<Duration>,
     pub(crate) tuning: Tuning,
 }
 
@@ -137,6 +143,9 @@ impl Settings for Given {
             schema_check_interval: self
                 .schema_check_interval
                 .or_else(|| Some(format!("{}s", SCHEMA_CHECK_INTERVAL.as_secs()))),
+            snapshot_grace: self
+                .snapshot_grace
+                .or_else(|| Some(SNAPSHOT_GRACE.to_owned())),
             sequence_interval: self
                 .sequence_interval
                 .or_else(|| Some(format!("{SEQUENCE_INTERVAL}s"))),
@@ -206,6 +215,7 @@ impl TryFrom<Given> for Config {
             data_dir: given.data_dir,
             store_size: given.store_size.as_deref().map(store_size).transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
+            snapshot_grace: snapshot_grace(given.snapshot_grace.as_deref())?,
             sequence_interval_seconds: sequence_interval(given.sequence_interval.as_deref())?,
             tuning: Tuning {
                 congestion,
@@ -238,6 +248,19 @@ fn interval(given: Option<&str>) -> Result<Duration, ConfigError> {
     given.map_or(Ok(SCHEMA_CHECK_INTERVAL), |text| {
         parse_duration(text).map_err(|why| ConfigError::invalid("schema-check-interval", why))
     })
+}
+
+/// As long as a job retries by itself.
+const SNAPSHOT_GRACE: &str = "30m";
+
+fn snapshot_grace(given: Option<&str>) -> Result<Option<Duration>, ConfigError> {
+    match given.unwrap_or(SNAPSHOT_GRACE).trim() {
+        "none" => Ok(None),
+        text => match parse_duration(text) {
+            Ok(grace) => Ok(Some(grace)),
+            Err(why) => Err(ConfigError::invalid("snapshot-grace", why)),
+        },
+    }
 }
 
 /// Seconds: one statement on each side then, and at most the values of a minute are not known to the target.
@@ -316,6 +339,12 @@ mod tests {
 
     #[test]
     fn sequences_follow_every_so_often_or_never() {
+        assert_eq!(
+            snapshot_grace(None).unwrap(),
+            Some(Duration::from_secs(1800))
+        );
+        assert_eq!(snapshot_grace(Some("none")).unwrap(), None);
+        assert!(snapshot_grace(Some("-1")).is_err());
         assert_eq!(sequence_interval(None).unwrap(), 60);
         assert_eq!(sequence_interval(Some("0")).unwrap(), 0);
         assert_eq!(sequence_interval(Some("5m")).unwrap(), 300);

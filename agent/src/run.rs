@@ -126,6 +126,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         spool: config.spool.clone(),
         seat: seat(endpoint.local_addr().port()),
         sequence_interval_seconds: config.sequence_interval_seconds,
+        snapshot_grace: config.snapshot_grace,
     };
     let queues = Queues {
         mirror: mirror_sender,

@@ -114,6 +114,32 @@ fn of_the_coordinator_does_not_stop_rows_on_their_way() -> Result<()> {
     ends_well(&cluster)
 }
 
+#[test]
+fn of_the_coordinator_and_of_the_targets_agent_for_long_lets_the_sources_vacuum_go_on() -> Result<()>
+{
+    let mut cluster = Cluster::builder()
+        .agent_argument("node_a", "--snapshot-grace=3s")
+        .start()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 2)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_committed("node_b", COMMITTED_LIMIT)?;
+    cluster.kill_coordinator()?;
+    let held =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'steep-repl snapshot%'";
+    // Somebody reads under it for longer than that.
+    std::thread::sleep(Duration::from_secs(5));
+    ensure!(source.value::<u32>(held)? == 1, "rows do not flow on");
+    cluster.kill_agent("node_b")?;
+    steep_tests::wait::until_true("the snapshot to be closed", COMMITTED_LIMIT, || {
+        Ok(source.value::<u32>(held)? == 0)
+    })?;
+    cluster.start_agent("node_b")?;
+    cluster.start_coordinator()?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    ends_well(&cluster)
+}
+
 /// The coordinator loses its store, and adopts the job. Returns the job's id.
 fn lose_store(cluster: &mut Cluster) -> Result<String> {
     let progress = cluster.progress("node_b")?;

@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 50] = [
+const ELSEWHERE: [&str; 51] = [
     "init.adopted",
     "verify.completed",
     "verify.failed",
@@ -262,6 +262,7 @@ const ELSEWHERE: [&str; 50] = [
     "mirror.failed",
     "init.slot_prepared",
     "init.slot_expired",
+    "snapshot.abandoned",
     "snapshot.adopted",
     "snapshot.not_adopted",
     "snapshot.started",

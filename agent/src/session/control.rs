@@ -41,6 +41,8 @@ pub(crate) struct Coordinator {
     pub(crate) spool: Option<String>,
     pub(crate) seat: Seat,
     pub(crate) sequence_interval_seconds: u32,
+    /// How long a snapshot that nobody reads is held without a coordinator; `None` for ever.
+    pub(crate) snapshot_grace: Option<Duration>,
 }
 
 /// What is seen of the server; the newest replaces the last.
@@ -117,6 +119,7 @@ impl Control {
         let drainer = &mut Drainer::new(stop, shutdown);
         let mut pause = PAUSE;
         let mut standing = Standing::New;
+        let mut away = Instant::now();
         loop {
             let fault = match self.session(drainer).await {
                 Gone::Down => break,
@@ -124,6 +127,7 @@ impl Control {
                     if welcomed {
                         pause = PAUSE;
                         standing = Standing::Welcomed;
+                        away = Instant::now();
                     }
                     fault
                 }
@@ -150,11 +154,30 @@ impl Control {
                 break;
             }
             pause = (pause * 2).min(PAUSE_MAX);
+            self.close_abandoned(away).await;
         }
         if drainer.is_over() {
             self.say_drained(drainer);
         }
         Ok(())
+    }
+
+    /// Closes snapshots that nobody reads any more, where no coordinator has said for long that somebody will: they keep
+    /// vacuum from its work (G5). Slots stay, so jobs go on with another snapshot for what is missing.
+    async fn close_abandoned(&self, away: Instant) {
+        let Some(grace) = self.coordinator.snapshot_grace else {
+            return;
+        };
+        if away.elapsed() < grace {
+            return;
+        }
+        for job in self.agent.jobs.idle(grace) {
+            if let Some(open) = self.agent.jobs.released(job) {
+                let idle = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                warn!(event = "snapshot.abandoned", node_id = %self.agent.node, job_id = %job, duration_ms = idle, "a snapshot that nobody read is closed, since the coordinator is away");
+                open.close().await;
+            }
+        }
     }
 
     fn say_drained(&self, drainer: &Drainer) {

@@ -103,6 +103,19 @@ impl SourceJobs {
         entry.open.take()
     }
 
+    /// Jobs whose snapshot the server holds although nobody has read under it for that long.
+    pub(crate) fn idle(&self, at_least: Duration) -> Vec<JobId> {
+        let jobs = self.lock();
+        let idle = |job: &SourceJob| match (&job.open, job.held_since) {
+            (Some(Holder::Live(open)), Some(_)) => {
+                open.idle_for().is_some_and(|idle| idle >= at_least)
+            }
+            _ => false,
+        };
+        let idle = jobs.iter().filter(|(_, job)| idle(job));
+        idle.map(|(id, _)| *id).collect()
+    }
+
     /// A shared snapshot counts once.
     pub(crate) fn snapshot_ages(&self) -> Vec<Duration> {
         let jobs = self.lock();

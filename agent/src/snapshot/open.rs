@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Export, OpenSource, RowsAs, TableSummary};
@@ -376,6 +377,11 @@ impl OpenSnapshot {
 
     pub(crate) fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// How long nobody has read a part under it; `None` where it is closed.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        lock(&self.held).as_ref().map(|held| held.pool.idle_for())
     }
 
     /// Whether the session that holds the snapshot ended by itself.

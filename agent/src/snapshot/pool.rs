@@ -5,6 +5,7 @@
 //! accumulate over ten thousand tables.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use steep_protocol::JobId;
 use steep_protocol::limits::WORKERS_MAX;
@@ -29,6 +30,8 @@ pub(crate) struct Pool {
     purpose: String,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<RawConnection>>,
+    /// When a connection was last taken or returned.
+    used: Mutex<Instant>,
     /// Cancel requests for abandoned COPYs.
     cancelling: Mutex<JoinSet<()>>,
 }
@@ -56,7 +59,16 @@ impl Pool {
             purpose: format!("copy {job}"),
             permits: Arc::new(Semaphore::new(usize::from(WORKERS_MAX))),
             idle: Mutex::new(Vec::new()),
+            used: Mutex::new(Instant::now()),
             cancelling: Mutex::new(JoinSet::new()),
+        }
+    }
+
+    /// How long nobody has read by it.
+    pub(crate) fn idle_for(&self) -> Duration {
+        match self.permits.available_permits() < usize::from(WORKERS_MAX) {
+            true => Duration::ZERO,
+            false => lock(&self.used).elapsed(),
         }
     }
 
@@ -159,6 +171,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        *lock(&self.pool.used) = Instant::now();
         if let Some(connection) = self.connection.take() {
             self.pool.abandon(connection);
         }
