@@ -7,14 +7,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 use steep_tests::bucket::{Bucket, Fault, Rule, Seen};
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Cluster, snapshot_id};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::{command, compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// What is packed would be too small for an upload in several parts.
+const PLAIN: [&str; 2] = ["--compress", "none"];
 
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
 
@@ -31,31 +33,6 @@ fn cluster(bucket: &Bucket, further: &[(&str, &str)]) -> Result<Cluster> {
     let cluster = builder.start()?;
     sample::create(&cluster.database("node_a"), 1)?;
     Ok(cluster)
-}
-
-fn generate<'a>(place: &'a str, further: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = vec!["snapshot", "generate", "--source", "node_a", "--json"];
-    arguments.extend(["--compress", "none", "--output", place]);
-    arguments.extend(further);
-    arguments
-}
-
-fn apply(place: &str) -> [&str; 8] {
-    [
-        "snapshot", "apply", "--target", "node_b", "--yes", "--json", "--input", place,
-    ]
-}
-
-fn id(snapshot: &Value) -> Result<String> {
-    let id = snapshot["snapshot_id"].as_str().context("an id")?;
-    Ok(id.to_owned())
-}
-
-fn state(cluster: &Cluster, id: &str) -> Result<Value> {
-    let shown = cluster
-        .cli(&["snapshot", "show", id, "--json"])?
-        .expect(0)?;
-    Ok(shown.last_object()?["state"].clone())
 }
 
 fn delete(cluster: &Cluster, bucket: &Bucket, id: &str) -> Result<()> {
@@ -92,8 +69,8 @@ fn a_node_is_made_from_a_bucket_while_its_source_is_written_and_nobody_sees_the_
     let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
     let place = bucket.place("daily/one");
-    let made = cluster.cli(&generate(&place, &[]))?.expect(0)?;
-    let id = id(&made.last_object()?)?;
+    let made = cluster.generate(&place, &PLAIN)?.expect(0)?;
+    let id = snapshot_id(&made.last_object()?)?;
     let pieces = bucket.proxy().take_seen();
     ensure!(
         pieces
@@ -103,7 +80,7 @@ fn a_node_is_made_from_a_bucket_while_its_source_is_written_and_nobody_sees_the_
     );
     assert_eq!(bucket.uploads()?, Vec::<String>::new());
     load.wait_for(40, LIMIT)?;
-    let applied = cluster.cli(&apply(&place))?.expect(0)?;
+    let applied = cluster.apply(&["node_b"], &place, &["--json"])?.expect(0)?;
     ensure!(applied.text().contains("init.completed"), "{applied}");
     load.stop()?;
     cluster.wait_drained("node_a")?;
@@ -210,7 +187,7 @@ fn a_store_that_throttles_fails_and_breaks_off_is_asked_again_for_what_is_missin
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let place = bucket.place("busy");
     bucket.proxy().set(&TROUBLE_WRITING);
-    let running = cluster.cli_spawn(&generate(&place, &[]))?;
+    let running = cluster.generate_spawn(&place, &PLAIN)?;
     bucket.proxy().wait_for("PUT", "partNumber=2", LIMIT)?;
     bucket.proxy().refuse_for(Duration::from_secs(2));
     let made = running.finish(LIMIT * 2)?.expect(0)?.last_object()?;
@@ -229,7 +206,7 @@ fn a_store_that_throttles_fails_and_breaks_off_is_asked_again_for_what_is_missin
     assert_eq!(bucket.uploads()?, Vec::<String>::new());
 
     bucket.proxy().set(&TROUBLE_READING);
-    cluster.cli(&apply(&place))?.expect(0)?;
+    cluster.apply(&["node_b"], &place, &["--json"])?.expect(0)?;
     let seen = bucket.proxy().take_seen();
     every_rule_was_used(&TROUBLE_READING, &seen);
     let data = seen
@@ -251,7 +228,7 @@ fn a_store_that_throttles_fails_and_breaks_off_is_asked_again_for_what_is_missin
     bucket
         .proxy()
         .set(&[fails("POST", "?delete", 0, 1, Fault::Cut)]);
-    delete(&cluster, &bucket, &id(&made)?)
+    delete(&cluster, &bucket, &snapshot_id(&made)?)
 }
 
 #[test]
@@ -263,7 +240,7 @@ fn a_refusal_says_what_to_do_and_leaves_nothing() -> Result<()> {
     let mut cluster = cluster(&bucket, &[("AWS_SECRET_ACCESS_KEY", wrong)])?;
     let source = cluster.database("node_a");
     let place = bucket.place("refused");
-    let refused = cluster.cli(&generate(&place, &[]))?.expect(1)?;
+    let refused = cluster.generate(&place, &PLAIN)?.expect(1)?;
     for said in ["403 Forbidden", "credentials", "docs/snapshots.md"] {
         ensure!(
             refused.text().contains(said),
@@ -289,7 +266,7 @@ fn a_refusal_says_what_to_do_and_leaves_nothing() -> Result<()> {
         .proxy()
         .set(&[fails("PUT", "partNumber=2", 0, 1, denied)]);
     let refused = cluster
-        .cli(&generate(&bucket.place("denied"), &[]))?
+        .generate(bucket.place("denied"), &PLAIN)?
         .expect(1)?;
     for said in ["parts/", "AccessDenied", "docs/snapshots.md"] {
         ensure!(
@@ -304,7 +281,7 @@ fn a_refusal_says_what_to_do_and_leaves_nothing() -> Result<()> {
 
     // Another bucket than the one that its policy names.
     let elsewhere = "s3://steep-tests-elsewhere/one";
-    let refused = cluster.cli(&generate(elsewhere, &[]))?.expect(1)?;
+    let refused = cluster.generate(elsewhere, &PLAIN)?.expect(1)?;
     ensure!(refused.text().contains("403 Forbidden"), "{refused}");
     nothing_is_left(&source)
 }
@@ -322,14 +299,14 @@ fn a_killed_agent_leaves_no_upload_and_a_damaged_object_is_named_before_anything
     bucket
         .proxy()
         .set(&[fails("PUT", "partNumber=2", 0, 1, stall)]);
-    let begun = cluster.cli(&generate(&place, &["--detach"]))?;
-    let id = id(&begun.expect(0)?.last_object()?)?;
+    let begun = cluster.generate(&place, &["--compress", "none", "--detach"])?;
+    let id = snapshot_id(&begun.expect(0)?.last_object()?)?;
     bucket.proxy().wait_failed(LIMIT)?;
     cluster.kill_agent("node_a")?;
     ensure!(!bucket.uploads()?.is_empty(), "no upload was on its way");
     cluster.start_agent("node_a")?;
     wait::until_true("the snapshot to be complete", LIMIT, || {
-        Ok(state(&cluster, &id)? == "sealed")
+        Ok(cluster.show_snapshot(&id)?["state"] == "sealed")
     })?;
     assert_eq!(bucket.uploads()?, Vec::<String>::new());
     cluster.cli(&["snapshot", "verify", &id])?.expect(0)?;
@@ -356,7 +333,7 @@ fn a_killed_agent_leaves_no_upload_and_a_damaged_object_is_named_before_anything
 }
 
 fn refused(cluster: &Cluster, place: &str, key: &str, problem: &str) -> Result<()> {
-    let refused = cluster.cli(&apply(place))?.expect(1)?;
+    let refused = cluster.apply(&["node_b"], place, &["--json"])?.expect(1)?;
     let name = key.rsplit('/').next().context("a name")?;
     for said in [name, problem] {
         ensure!(

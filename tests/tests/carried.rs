@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use steep_tests::cluster::{Cluster, Output, Running};
+use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::{compare, residue, sample, wait};
@@ -17,11 +17,7 @@ const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
 /// Makes a snapshot and takes its files away from where the source's agent has them.
 fn carry(cluster: &Cluster) -> Result<(String, PathBuf)> {
     let (made, carried) = (cluster.dir().join("made"), cluster.dir().join("carried"));
-    let output = made.to_str().context("UTF-8")?;
-    let arguments = [
-        "snapshot", "generate", "--source", "node_a", "--output", output, "--json",
-    ];
-    let generated = cluster.cli(&arguments)?.expect(0)?.last_object()?;
+    let generated = cluster.generated(&made, &[])?;
     fs::rename(&made, &carried)?;
     let id = generated["snapshot_id"].as_str().context("an id")?;
     Ok((id.to_owned(), carried))
@@ -33,11 +29,6 @@ fn largest_part(place: &Path) -> Result<PathBuf> {
     Ok(largest.context("parts")?.path())
 }
 
-fn is_empty(target: &Database) -> Result<bool> {
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    Ok(target.value::<u32>(tables)? == 0)
-}
-
 #[test]
 fn a_carried_snapshot_is_loaded_by_its_targets_and_nothing_written_meanwhile_is_lost() -> Result<()>
 {
@@ -47,34 +38,28 @@ fn a_carried_snapshot_is_loaded_by_its_targets_and_nothing_written_meanwhile_is_
     let (id, place) = carry(&cluster)?;
     let input = place.to_str().context("UTF-8")?;
     let nowhere = cluster.dir().join("elsewhere");
-    let apply = |input: &str, further: &[&str]| {
-        let arguments = [
-            "snapshot", "apply", "--target", "node_b", "node_c", "--input", input, "--yes",
-        ];
-        let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-        cluster.cli_spawn(&arguments)
-    };
+    let both = ["node_b", "node_c"];
 
-    let unknown = apply(nowhere.to_str().context("UTF-8")?, &[])?.finish(LIMIT)?;
+    let unknown = cluster.apply(&both, &nowhere, &[])?;
     let unknown = unknown.expect(1)?.text();
     for part in ["node_b: ", "node_c: ", "snapshot list"] {
         ensure!(unknown.contains(part), "{part} is not in {unknown}");
     }
     // By its id it is read where it was stored, and there is nothing.
-    let gone = apply(&id, &[])?.finish(LIMIT)?.expect(1)?.text();
+    let gone = cluster.apply(&both, &id, &[])?.expect(1)?.text();
     ensure!(gone.contains("node_a") && gone.contains("made"), "{gone}");
 
     // A part that is damaged is named before anything is changed.
     let largest = largest_part(&place)?;
     let whole = fs::read(&largest)?;
     fs::write(&largest, &whole[..whole.len() / 2])?;
-    let refused = apply(input, &[])?.finish(LIMIT)?.expect(1)?.text();
+    let refused = cluster.apply(&both, input, &[])?.expect(1)?.text();
     let name = largest.file_name().and_then(|name| name.to_str());
     for part in [name.context("a name")?, "truncated", "node_b"] {
         ensure!(refused.contains(part), "{part} is not in {refused}");
     }
     for node in ["node_b", "node_c"] {
-        assert!(is_empty(&cluster.database(node))?, "{node}");
+        assert!(cluster.database(node).is_empty()?, "{node}");
     }
     wait::until_true("the failed jobs to be cleaned up", LIMIT, || {
         Ok(source.value::<u32>(SLOTS)? == 1)
@@ -84,7 +69,7 @@ fn a_carried_snapshot_is_loaded_by_its_targets_and_nothing_written_meanwhile_is_
     source.sql("UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0")?;
     let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
-    let applying = apply(input, &["--max-rate", "4MB", "--json"])?;
+    let applying = cluster.apply_spawn(&both, input, &["--max-rate", "4MB", "--json"])?;
     cluster.wait_committed("node_b", LIMIT)?;
     // The agents of both ends of a job lose what they have in memory.
     cluster.kill_agent("node_b")?;
@@ -120,22 +105,10 @@ fn beside_rows(database: &Database) -> Result<Vec<Vec<String>>> {
     )
 }
 
-fn apply(cluster: &Cluster, node: &str, input: &str, further: &[&str]) -> Result<Output> {
-    begin(cluster, node, input, further)?.finish(LIMIT)
-}
-
-fn begin(cluster: &Cluster, node: &str, input: &str, further: &[&str]) -> Result<Running> {
-    let arguments = [
-        "snapshot", "apply", "--target", node, "--input", input, "--yes",
-    ];
-    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-    cluster.cli_spawn(&arguments)
-}
-
 /// Of what a cancelled load has made, nothing stays.
 fn cancel_a_load(cluster: &Cluster, node: &str, input: &str) -> Result<()> {
     let slowly = ["--no-subscribe", "--max-rate", "2MB"];
-    let loading = begin(cluster, node, input, &slowly)?;
+    let loading = cluster.apply_spawn(&[node], input, &slowly)?;
     cluster.wait_committed(node, LIMIT)?;
     let cancel = ["init", "cancel", "--node", node, "--yes"];
     cluster.cli(&cancel)?.expect(0)?;
@@ -150,11 +123,7 @@ fn a_snapshot_is_loaded_without_replication_even_where_its_slot_is_gone() -> Res
     sample::create(&source, 2)?;
     source.sql("CREATE SEQUENCE tickets; SELECT setval('tickets', 41)")?;
     let made = cluster.dir().join("made");
-    let output = made.to_str().context("UTF-8")?;
-    let arguments = [
-        "snapshot", "generate", "--source", "node_a", "--output", output, "--json",
-    ];
-    let generated = cluster.cli(&arguments)?.expect(0)?.last_object()?;
+    let generated = cluster.generated(&made, &[])?;
     let id = generated["snapshot_id"].as_str().context("an id")?;
     let (rows, rest) = (compare::contents(&source)?, beside_rows(&source)?);
     // None of this is in the snapshot.
@@ -165,10 +134,10 @@ fn a_snapshot_is_loaded_without_replication_even_where_its_slot_is_gone() -> Res
     )?;
     let alone = ["--no-subscribe", "--json"];
     let plan = ["--no-subscribe", "--dry-run"];
-    apply(&cluster, "node_b", id, &plan)?.expect(0)?;
+    cluster.apply(&["node_b"], id, &plan)?.expect(0)?;
 
     let slowly = ["--no-subscribe", "--json", "--max-rate", "4MB"];
-    let loading = begin(&cluster, "node_b", id, &slowly)?;
+    let loading = cluster.apply_spawn(&["node_b"], id, &slowly)?;
     cluster.wait_committed("node_b", LIMIT)?;
     cluster.kill_agent("node_b")?;
     cluster.kill_agent("node_a")?;
@@ -195,15 +164,14 @@ fn a_snapshot_is_loaded_without_replication_even_where_its_slot_is_gone() -> Res
          ALTER TABLE pgbench_tellers ADD COLUMN late integer; DROP TABLE pgbench_history",
     )?;
     wait::until_true("the snapshot to be lost", LIMIT, || {
-        let shown = cluster.cli(&["snapshot", "show", id, "--json"])?;
-        Ok(shown.expect(0)?.last_object()?["state"] == "lost")
+        Ok(cluster.show_snapshot(id)?["state"] == "lost")
     })?;
     let carried = cluster.dir().join("carried");
     fs::rename(&made, &carried)?;
     let input = carried.to_str().context("UTF-8")?;
-    let refused = apply(&cluster, "node_c", input, &[])?.expect(1)?;
+    let refused = cluster.apply(&["node_c"], input, &[])?.expect(1)?;
     ensure!(refused.text().contains("--no-subscribe"), "{refused}");
-    apply(&cluster, "node_c", input, &alone)?.expect(0)?;
+    cluster.apply(&["node_c"], input, &alone)?.expect(0)?;
 
     for node in ["node_b", "node_c"] {
         let database = cluster.database(node);
@@ -232,7 +200,7 @@ fn a_snapshot_is_loaded_without_replication_even_where_its_slot_is_gone() -> Res
     }
     assert_eq!(source.value::<u32>(SLOTS)?, 0);
     // Tables that exist are compared with the source as it is.
-    let again = apply(&cluster, "node_b", input, &alone)?.expect(3)?;
+    let again = cluster.apply(&["node_b"], input, &alone)?.expect(3)?;
     for part in ["use --force", "column late"] {
         ensure!(again.text().contains(part), "{part} is not in {again}");
     }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use memchr::memmem::Finder;
 use serde_json::Value;
-use steep_tests::cluster::{Cluster, Output};
+use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::paths::{self, Binaries};
-use steep_tests::pg::{Database, Grouping};
+use steep_tests::pg::Grouping;
 use steep_tests::{command, compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -38,32 +38,6 @@ fn give_key(cluster: &mut Cluster, node: &str, file: &Path) -> Result<()> {
     cluster.node_mut(node).set_agent_variable(KEY, file);
     cluster.start_agent(node)?;
     cluster.wait_online(&[node])
-}
-
-fn generate(cluster: &Cluster, output: &Path, further: &[&str]) -> Result<Output> {
-    let output = output.to_str().context("a path in UTF-8")?;
-    let arguments = [
-        "snapshot", "generate", "--source", "node_a", "--json", "--output", output,
-    ];
-    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-    cluster.cli(&arguments)
-}
-
-fn show(cluster: &Cluster, id: &str) -> Result<Value> {
-    let shown = cluster.cli(&["snapshot", "show", id, "--json"])?;
-    shown.expect(0)?.last_object()
-}
-
-fn apply(cluster: &Cluster, targets: &[&str], input: &str, further: &[&str]) -> Result<Output> {
-    let mut arguments = vec!["snapshot", "apply", "--input", input, "--yes", "--target"];
-    arguments.extend(targets);
-    arguments.extend(further);
-    cluster.cli_spawn(&arguments)?.finish(LIMIT)
-}
-
-fn is_empty(target: &Database) -> Result<bool> {
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    Ok(target.value::<u32>(tables)? == 0)
 }
 
 /// The lines of secret keys.
@@ -111,9 +85,7 @@ fn an_encrypted_snapshot_is_begun_again_and_loaded_with_the_key_and_through_an_a
     sample::create(&source, 3)?;
     let place = cluster.dir().join("stored");
 
-    let refused = generate(&cluster, &place, &["--encrypt"])?
-        .expect(1)?
-        .text();
+    let refused = cluster.generate(&place, &["--encrypt"])?.expect(1)?.text();
     for part in ["node_a", "no key", "snapshot keygen", "--snapshot-key"] {
         ensure!(refused.contains(part), "{part} is not in {refused}");
     }
@@ -132,28 +104,24 @@ fn an_encrypted_snapshot_is_begun_again_and_loaded_with_the_key_and_through_an_a
     }
 
     // The source's agent is killed in the middle.
-    let begun = generate(
-        &cluster,
-        &place,
-        &["--encrypt", "--max-rate", "8MB", "--detach"],
-    )?;
+    let begun = cluster.generate(&place, &["--encrypt", "--max-rate", "8MB", "--detach"])?;
     let begun = begun.expect(0)?.last_object()?;
     let id = begun["snapshot_id"].as_str().context("an id")?.to_owned();
     wait::until_true("rows to be read", LIMIT, || {
-        let shown = show(&cluster, &id)?;
+        let shown = cluster.show_snapshot(&id)?;
         Ok(shown["state"] == "live" && shown["bytes"].as_u64() > Some(0))
     })?;
     assert_eq!(
-        show(&cluster, &id)?["encryption"]["recipients"][0],
+        cluster.show_snapshot(&id)?["encryption"]["recipients"][0],
         recipient
     );
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
     wait::until_true("the snapshot to be complete", LIMIT, || {
-        Ok(show(&cluster, &id)?["state"] == "sealed")
+        Ok(cluster.show_snapshot(&id)?["state"] == "sealed")
     })?;
 
-    let shown = show(&cluster, &id)?;
+    let shown = cluster.show_snapshot(&id)?;
     assert_eq!(shown["encryption"]["format"], "age");
     for arguments in [&["snapshot", "show", &id][..], &["snapshot", "list"]] {
         let text = cluster.cli(arguments)?.expect(0)?.text();
@@ -185,7 +153,9 @@ fn an_encrypted_snapshot_is_begun_again_and_loaded_with_the_key_and_through_an_a
     source.sql("UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0")?;
     let intensity = Intensity::LIGHT;
     let load = Load::start(&source, intensity, Grouping::Shared)?;
-    let applied = apply(&cluster, &["node_b", "node_c"], input, &["--json"])?.expect(0)?;
+    let applied = cluster
+        .apply(&["node_b", "node_c"], input, &["--json"])?
+        .expect(0)?;
     load.stop()?;
     for part in [
         "node_c finds",
@@ -218,7 +188,7 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
     let (other, other_recipient) = make_key(&cluster, "other.key")?;
     give_key(&mut cluster, "node_a", &key)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &["--encrypt", "--compress", "lz4"])?;
+    let made = cluster.generate(&place, &["--encrypt", "--compress", "lz4"])?;
     let made = made.expect(0)?.last_object()?;
     let id = made["snapshot_id"].as_str().context("an id")?.to_owned();
     let input = place.to_str().context("UTF-8")?;
@@ -235,7 +205,8 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
         (id.as_str(), &["--no-subscribe"]),
         (id.as_str(), &["--dry-run"]),
     ] {
-        let refused = apply(&cluster, &["node_b"], which, further)?
+        let refused = cluster
+            .apply(&["node_b"], which, further)?
             .expect(1)?
             .text();
         for part in [
@@ -246,7 +217,7 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
         ] {
             ensure!(refused.contains(part), "{part} is not in {refused}");
         }
-        assert!(is_empty(&target)?, "{refused}");
+        assert!(target.is_empty()?, "{refused}");
         wait::until_true("the job to be cleaned up", LIMIT, || {
             Ok(source.value::<u32>(SLOTS)? == 1)
         })?;
@@ -264,29 +235,30 @@ fn without_its_key_an_encrypted_snapshot_is_refused_and_nothing_is_changed() -> 
     fs::write(&only, format!("# whoever is on duty\n{recipient}\n"))?;
     give_key(&mut cluster, "node_a", &only)?;
     let second = cluster.dir().join("second");
-    let made = generate(&cluster, &second, &["--encrypt"])?
+    let made = cluster
+        .generate(&second, &["--encrypt"])?
         .expect(0)?
         .last_object()?;
     assert_eq!(made["encryption"]["recipients"][0], recipient);
     let second = made["snapshot_id"].as_str().context("an id")?;
-    let refused = apply(&cluster, &["node_b"], second, &[])?.expect(1)?.text();
+    let refused = cluster.apply(&["node_b"], second, &[])?.expect(1)?.text();
     ensure!(refused.contains("only recipients"), "{refused}");
-    assert!(is_empty(&target)?, "{refused}");
+    assert!(target.is_empty()?, "{refused}");
 
     // A target that has the key does not need the source's.
     give_key(&mut cluster, "node_b", &key)?;
     let largest = paths::largest_in(&place.join("parts"))?;
     let whole = fs::read(&largest)?;
     fs::write(&largest, &whole[..whole.len() - 1])?;
-    let refused = apply(&cluster, &["node_b"], input, &[])?.expect(1)?.text();
+    let refused = cluster.apply(&["node_b"], input, &[])?.expect(1)?.text();
     for part in [".age", "truncated", "node_b"] {
         ensure!(refused.contains(part), "{part} is not in {refused}");
     }
-    assert!(is_empty(&target)?, "{refused}");
+    assert!(target.is_empty()?, "{refused}");
     let mut changed = whole.clone();
     changed[whole.len() / 2] ^= 1;
     fs::write(&largest, changed)?;
-    let refused = apply(&cluster, &["node_b"], input, &[])?.expect(1)?.text();
+    let refused = cluster.apply(&["node_b"], input, &[])?.expect(1)?.text();
     for part in [".age", "damaged", "node_b"] {
         ensure!(refused.contains(part), "{part} is not in {refused}");
     }

@@ -81,25 +81,15 @@ fn a_disk_without_inodes_is_said_and_a_snapshot_is_completed_once_it_has_some() 
     };
     mounted.leave_inodes(8)?;
     let place = disk.join("space/stored");
-    let place = place.to_str().context("UTF-8")?;
-    let generate = [
-        "snapshot", "generate", "--source", "node_a", "--json", "--output", place, "--detach",
-    ];
-    let begun = cluster.cli(&generate)?.expect(0)?.last_object()?;
+    let begun = cluster.generated(&place, &["--detach"])?;
     let id = begun["snapshot_id"].as_str().context("an id")?;
     says(&cluster, "node_a", "inode")?;
     mounted.leave_inodes(10_000)?;
     wait::until_true("the snapshot to be complete", LIMIT, || {
-        let shown = cluster
-            .cli(&["snapshot", "show", id, "--json"])?
-            .expect(0)?;
-        Ok(shown.last_object()?["state"] == "sealed")
+        Ok(cluster.show_snapshot(id)?["state"] == "sealed")
     })?;
     cluster.cli(&["snapshot", "verify", id])?.expect(0)?;
-    let apply = [
-        "snapshot", "apply", "--target", "node_b", "--yes", "--input", place,
-    ];
-    cluster.cli(&apply)?.expect(0)?;
+    cluster.apply(&["node_b"], &place, &[])?.expect(0)?;
     compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none()
 }
 

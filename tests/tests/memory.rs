@@ -152,16 +152,17 @@ fn a_coordinator_without_memory_goes_on_with_stored_snapshots_as_they_were() -> 
     sample::create(&source, 3)?;
     let place = |name: &str| cluster.dir().join(name).display().to_string();
     let places = ["kept", "short", "late"].map(place);
-    let generate = |cluster: &Cluster, output: &str, further: &[&str]| -> Result<()> {
-        let begin = ["snapshot", "generate", "--source", "node_a", "--json"];
-        let all = [&begin[..], &["--output", output], further].concat();
-        cluster.cli(&all)?.expect(0).map(drop)
-    };
-    generate(&cluster, &places[0], &["--compress", "gzip", "--keep", "3"])?;
+    cluster
+        .generate(&places[0], &["--compress", "gzip", "--keep", "3"])?
+        .expect(0)?;
     let before = snapshots(&cluster)?;
     // One expires while nobody remembers it, and one is not complete yet.
-    generate(&cluster, &places[1], &["--expires", "20s"])?;
-    generate(&cluster, &places[2], &["--max-rate", "8MB", "--detach"])?;
+    cluster
+        .generate(&places[1], &["--expires", "20s"])?
+        .expect(0)?;
+    cluster
+        .generate(&places[2], &["--max-rate", "8MB", "--detach"])?
+        .expect(0)?;
     wait::until_true("rows to be read", NOTICE_LIMIT, || {
         Ok(snapshots(&cluster)?
             .iter()
@@ -190,11 +191,8 @@ fn a_coordinator_without_memory_goes_on_with_stored_snapshots_as_they_were() -> 
     )?;
 
     let writing = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
-    let apply = [
-        "snapshot", "apply", "--target", "node_b", "--yes", "--json", "--input",
-    ];
     cluster
-        .cli(&[&apply[..], &[places[0].as_str()]].concat())?
+        .apply(&["node_b"], &places[0], &["--json"])?
         .expect(0)?;
     writing.wait_for(50, NOTICE_LIMIT)?;
     writing.stop()?;

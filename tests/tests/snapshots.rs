@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Cluster, snapshot_id};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::{compare, paths, sample, scrape, wait};
@@ -18,27 +17,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
 const PUBLICATIONS: &str = "SELECT count(*) FROM pg_publication";
-
-fn generate(cluster: &Cluster, output: &Path, further: &[&str]) -> Result<Value> {
-    let output = output.to_str().context("a path in UTF-8")?;
-    let arguments = [
-        "snapshot", "generate", "--source", "node_a", "--json", "--output", output,
-    ];
-    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-    cluster.cli(&arguments)?.expect(0)?.last_object()
-}
-
-fn id(snapshot: &Value) -> Result<String> {
-    let id = snapshot["snapshot_id"].as_str();
-    Ok(id.context("an id")?.to_owned())
-}
-
-fn show(cluster: &Cluster, id: &str) -> Result<Value> {
-    cluster
-        .cli(&["snapshot", "show", id, "--json"])?
-        .expect(0)?
-        .last_object()
-}
 
 fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
     let scrape = scrape::scrape(&cluster.node(node).agent_address())?;
@@ -62,7 +40,7 @@ fn a_snapshot_is_made_verified_and_deleted() -> Result<()> {
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &["--compress", "gzip"])?;
+    let made = cluster.generated(&place, &["--compress", "gzip"])?;
     assert_eq!(made["event"], "snapshot.generated");
     assert_eq!(made["state"], "sealed");
     assert_eq!(source.value::<u32>(SLOTS)?, 1);
@@ -72,8 +50,8 @@ fn a_snapshot_is_made_verified_and_deleted() -> Result<()> {
     wait::until_true("the snapshot's session to end", LIMIT, || {
         Ok(source.value::<u32>(open)? == 0)
     })?;
-    let id = id(&made)?;
-    let shown = show(&cluster, &id)?;
+    let id = snapshot_id(&made)?;
+    let shown = cluster.show_snapshot(&id)?;
     for key in [
         "rows",
         "bytes",
@@ -88,7 +66,7 @@ fn a_snapshot_is_made_verified_and_deleted() -> Result<()> {
     let expected = format!("{} {}", place.display(), made["rows"]);
     assert_eq!(source.value::<String>(recorded)?, expected);
     wait::until_true("the WAL that the slot holds to be known", LIMIT, || {
-        Ok(show(&cluster, &id)?["wal_held_bytes"].is_u64())
+        Ok(cluster.show_snapshot(&id)?["wal_held_bytes"].is_u64())
     })?;
 
     // By the agent, and wherever the files are.
@@ -126,11 +104,11 @@ fn an_expired_snapshot_goes_with_slot_publication_and_files() -> Result<()> {
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &["--expires", "2s"])?;
-    let id = id(&made)?;
+    let made = cluster.generated(&place, &["--expires", "2s"])?;
+    let id = snapshot_id(&made)?;
     wait::until_true("the snapshot to expire", LIMIT, || {
         let recorded = source.value::<u32>("SELECT count(*) FROM steep_repl.snapshots")?;
-        Ok(show(&cluster, &id)?["state"] == "expired" && recorded == 0)
+        Ok(cluster.show_snapshot(&id)?["state"] == "expired" && recorded == 0)
     })?;
     assert!(!place.join("manifest.json").exists());
     nothing_is_left(&source)?;
@@ -168,23 +146,23 @@ fn a_source_agent_that_is_killed_meanwhile_begins_again_and_nothing_is_left_by_a
             "--detach",
             "--json",
         ];
-        id(&cluster.cli(&arguments)?.expect(0)?.last_object()?)
+        snapshot_id(&cluster.cli(&arguments)?.expect(0)?.last_object()?)
     };
     let snapshot = begin(text, "8MB")?;
     let live = |cluster: &Cluster, id: &str| {
         wait::until_true("rows to be read", LIMIT, || {
-            let shown = show(cluster, id)?;
+            let shown = cluster.show_snapshot(id)?;
             Ok(shown["state"] == "live" && shown["bytes"].as_u64() > Some(0))
         })
     };
     live(&cluster, &snapshot)?;
-    let first = show(&cluster, &snapshot)?["lsn"].clone();
+    let first = cluster.show_snapshot(&snapshot)?["lsn"].clone();
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
     wait::until_true("the snapshot to be complete", LIMIT * 2, || {
-        Ok(show(&cluster, &snapshot)?["state"] == "sealed")
+        Ok(cluster.show_snapshot(&snapshot)?["state"] == "sealed")
     })?;
-    assert_ne!(show(&cluster, &snapshot)?["lsn"], first);
+    assert_ne!(cluster.show_snapshot(&snapshot)?["lsn"], first);
     cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
 
     // One more, deleted while it is read.
@@ -201,7 +179,7 @@ fn a_source_agent_that_is_killed_meanwhile_begins_again_and_nothing_is_left_by_a
         "--detach",
         "--json",
     ])?;
-    let second = id(&begun.expect(0)?.last_object()?)?;
+    let second = snapshot_id(&begun.expect(0)?.last_object()?)?;
     live(&cluster, &second)?;
     for id in [&second, &snapshot] {
         cluster
@@ -221,8 +199,8 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
     let place = cluster.dir().join("stored");
     // Packed rows would be hardly more than what else is sent.
     let further = ["--compress", "none", "--large-table-threshold", "1MB"];
-    let made = generate(&cluster, &place, &further)?;
-    let id = id(&made)?;
+    let made = cluster.generated(&place, &further)?;
+    let id = snapshot_id(&made)?;
     // Between the two, nothing is lost.
     let late = "INSERT INTO pgbench_tellers SELECT n, 1, 0 FROM generate_series(1001, 2000) AS n;
         UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0;
@@ -231,9 +209,7 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
     source.sql(late)?;
     let load = Load::start(&source, Intensity::LIGHT, Grouping::Shared)?;
     let before = sent(&cluster, "node_a")?;
-    let applied = cluster.cli(&[
-        "snapshot", "apply", "--target", "node_b", "node_c", "--input", &id, "--json", "--yes",
-    ])?;
+    let applied = cluster.apply(&["node_b", "node_c"], &id, &["--json"])?;
     let applied = applied.expect(0)?;
     let after = sent(&cluster, "node_a")?;
     ensure!(applied.text().contains("init.completed"), "{applied}");
@@ -285,15 +261,8 @@ fn a_damaged_snapshot_is_named_before_anything_is_changed() -> Result<()> {
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &[])?;
-    let input = place.to_str().context("UTF-8")?;
-    let apply = |further: &[&str]| {
-        let arguments = [
-            "snapshot", "apply", "--target", "node_b", "--input", input, "--yes",
-        ];
-        let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-        cluster.cli(&arguments)
-    };
+    let made = cluster.generated(&place, &[])?;
+    let apply = |further: &[&str]| cluster.apply(&["node_b"], &place, further);
     let largest = paths::largest_in(&place.join("parts"))?;
     let whole = fs::read(&largest)?;
     fs::write(&largest, &whole[..whole.len() / 2])?;
@@ -324,7 +293,7 @@ fn a_damaged_snapshot_is_named_before_anything_is_changed() -> Result<()> {
         "{failed}"
     );
     let verified = cluster
-        .cli(&["snapshot", "verify", &id(&made)?])?
+        .cli(&["snapshot", "verify", &snapshot_id(&made)?])?
         .expect(1)?;
     ensure!(verified.text().contains(name), "{verified}");
 
@@ -340,8 +309,8 @@ fn a_manifest_that_was_edited_is_refused_though_its_checksum_fits() -> Result<()
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &[])?;
-    let (id, text) = (id(&made)?, place.to_str().context("UTF-8")?);
+    let made = cluster.generated(&place, &[])?;
+    let (id, text) = (snapshot_id(&made)?, place.to_str().context("UTF-8")?);
     let file = place.join("manifest.json");
     let whole = fs::read(&file)?;
     let mut manifest: Value = serde_json::from_slice(&whole)?;
@@ -386,8 +355,8 @@ fn a_snapshot_without_its_slot_is_refused_and_says_what_helps() -> Result<()> {
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
     let place = cluster.dir().join("stored");
-    let made = generate(&cluster, &place, &[])?;
-    let id = id(&made)?;
+    let made = cluster.generated(&place, &[])?;
+    let id = snapshot_id(&made)?;
     source.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")?;
     let refused = cluster
         .cli(&["init", "node_b", "--snapshot", &id, "--yes"])?
@@ -397,7 +366,7 @@ fn a_snapshot_without_its_slot_is_refused_and_says_what_helps() -> Result<()> {
         "{refused}"
     );
     wait::until_true("the snapshot to be lost", LIMIT, || {
-        Ok(show(&cluster, &id)?["state"] == "lost")
+        Ok(cluster.show_snapshot(&id)?["state"] == "lost")
     })?;
     cluster
         .cli(&["snapshot", "delete", &id, "--yes"])?
@@ -423,12 +392,12 @@ fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
         "--detach",
         "--json",
     ])?;
-    let id = id(&begun.expect(0)?.last_object()?)?;
+    let id = snapshot_id(&begun.expect(0)?.last_object()?)?;
     wait::until_true("the snapshot to be tried again", LIMIT, || {
         let events = cluster.cli(&["events", "node_a", "--json"])?.expect(0)?;
         Ok(events.text().contains("snapshot.retried"))
     })?;
-    let shown = show(&cluster, &id)?;
+    let shown = cluster.show_snapshot(&id)?;
     assert_eq!(shown["state"], "live");
     ensure!(
         shown["error_message"].to_string().contains("in use"),
@@ -436,9 +405,9 @@ fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
     );
     drop(lock);
     wait::until_true("the snapshot to be complete", LIMIT * 2, || {
-        Ok(show(&cluster, &id)?["state"] == "sealed")
+        Ok(cluster.show_snapshot(&id)?["state"] == "sealed")
     })?;
-    assert!(show(&cluster, &id)?["error_message"].is_null());
+    assert!(cluster.show_snapshot(&id)?["error_message"].is_null());
 
     // Whoever deletes it hears that it cannot be removed now; it is removed once it can.
     let lock = fs::File::open(place.join(".lock"))?;
@@ -448,7 +417,7 @@ fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
         .expect(1)?;
     ensure!(refused.text().contains("--force"), "{refused}");
     ensure!(
-        show(&cluster, &id)?["warnings"]
+        cluster.show_snapshot(&id)?["warnings"]
             .to_string()
             .contains("tried again")
     );

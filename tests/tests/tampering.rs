@@ -8,30 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
-use steep_tests::cluster::{Cluster, Output};
+use steep_tests::cluster::{Cluster, Output, snapshot_id};
 use steep_tests::paths::largest_in;
 use steep_tests::small_disk::SmallDisk;
 use steep_tests::{command, compare, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(90);
-
-fn generate(cluster: &Cluster, place: &Path) -> Result<String> {
-    let output = place.to_str().context("UTF-8")?;
-    let arguments = [
-        "snapshot", "generate", "--source", "node_a", "--json", "--output", output,
-    ];
-    let made = cluster.cli(&arguments)?.expect(0)?.last_object()?;
-    Ok(made["snapshot_id"].as_str().context("an id")?.to_owned())
-}
-
-fn apply(cluster: &Cluster, input: &Path, further: &[&str]) -> Result<Output> {
-    let input = input.to_str().context("UTF-8")?;
-    let arguments = [
-        "snapshot", "apply", "--target", "node_b", "--input", input, "--yes",
-    ];
-    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
-    cluster.cli_spawn(&arguments)?.finish(LIMIT)
-}
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     command::output(std::process::Command::new("cp").arg("-a").args([from, to]))?;
@@ -101,7 +83,7 @@ fn parts_that_were_replaced_while_a_full_disk_was_waited_for_are_not_in_the_snap
     fs::remove_file(&ballast)?;
     drop(lock);
     following.finish(LIMIT)?.expect(0)?;
-    apply(&cluster, &place, &[])?.expect(0)?;
+    cluster.apply(&["node_b"], &place, &[])?.expect(0)?;
     compare::rows(&source, &target)?.none()
 }
 
@@ -117,9 +99,8 @@ fn a_place_is_verified_against_what_the_coordinator_has_recorded() -> Result<()>
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 1)?;
     let (place, copied) = (cluster.dir().join("stored"), cluster.dir().join("copied"));
-    let id = generate(&cluster, &place)?;
-    let shown = cluster.cli(&["snapshot", "show", &id, "--json"])?;
-    let shown = shown.expect(0)?.last_object()?;
+    let id = snapshot_id(&cluster.generated(&place, &[])?)?;
+    let shown = cluster.show_snapshot(&id)?;
     let manifest: Value = serde_json::from_slice(&fs::read(place.join("manifest.json"))?)?;
     assert_eq!(shown["manifest_checksum"], manifest["checksum"]);
     let verified = verify(&cluster, &place, &["--json"])?.expect(0)?;
@@ -154,8 +135,13 @@ fn another_snapshot_than_was_stored_at_a_place_is_named_with_both_ids() -> Resul
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 1)?;
     let (first, second) = (cluster.dir().join("first"), cluster.dir().join("second"));
-    let (old, new) = (generate(&cluster, &first)?, generate(&cluster, &second)?);
-    let shown = apply(&cluster, &first, &["--dry-run"])?.expect(0)?;
+    let (old, new) = (
+        snapshot_id(&cluster.generated(&first, &[])?)?,
+        snapshot_id(&cluster.generated(&second, &[])?)?,
+    );
+    let shown = cluster
+        .apply(&["node_b"], &first, &["--dry-run"])?
+        .expect(0)?;
     ensure!(!shown.text().contains("snapshot_replaced"), "{shown}");
     fs::remove_dir_all(&first)?;
     copy(&second, &first)?;
@@ -166,11 +152,12 @@ fn another_snapshot_than_was_stored_at_a_place_is_named_with_both_ids() -> Resul
         problem.contains(&old) && problem.contains(&new),
         "{verified}"
     );
-    let shown = apply(&cluster, &first, &["--dry-run", "--json"])?.expect(0)?;
+    let shown = cluster
+        .apply(&["node_b"], &first, &["--dry-run", "--json"])?
+        .expect(0)?;
     ensure!(shown.text().contains("snapshot_replaced"), "{shown}");
     for id in [&old, &new] {
-        let made = cluster.cli(&["snapshot", "show", id, "--json"])?;
-        let made = made.expect(0)?.last_object()?;
+        let made = cluster.show_snapshot(id)?;
         let made = made["created_at"].as_str().context("a time")?;
         let made = made.split('.').next().context("seconds")?;
         for part in [id.as_str(), made] {
@@ -178,7 +165,7 @@ fn another_snapshot_than_was_stored_at_a_place_is_named_with_both_ids() -> Resul
         }
     }
     // It is a warning: the job has it, too.
-    let applied = apply(&cluster, &first, &["--json"])?.expect(0)?;
+    let applied = cluster.apply(&["node_b"], &first, &["--json"])?.expect(0)?;
     ensure!(applied.text().contains("holds snapshot"), "{applied}");
     Ok(())
 }
@@ -189,7 +176,7 @@ fn a_dry_run_and_a_resume_look_at_files_as_the_job_does() -> Result<()> {
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
     let (made, carried) = (cluster.dir().join("made"), cluster.dir().join("carried"));
-    generate(&cluster, &made)?;
+    snapshot_id(&cluster.generated(&made, &[])?)?;
     copy(&made, &carried)?;
     let (here, there) = (
         largest_in(&carried.join("parts"))?,
@@ -199,7 +186,10 @@ fn a_dry_run_and_a_resume_look_at_files_as_the_job_does() -> Result<()> {
     let name = here.file_name().and_then(|name| name.to_str());
     let name = name.context("a name")?;
     fs::remove_file(&here)?;
-    let missing = apply(&cluster, &carried, &["--dry-run"])?.expect(1)?.text();
+    let missing = cluster
+        .apply(&["node_b"], &carried, &["--dry-run"])?
+        .expect(1)?
+        .text();
     for part in [name, "is missing", "node_b"] {
         ensure!(missing.contains(part), "{part} is not in {missing}");
     }
@@ -208,7 +198,7 @@ fn a_dry_run_and_a_resume_look_at_files_as_the_job_does() -> Result<()> {
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 1;
     fs::write(&here, &damaged)?;
-    let failed = apply(&cluster, &carried, &[])?.expect(1)?.text();
+    let failed = cluster.apply(&["node_b"], &carried, &[])?.expect(1)?.text();
     ensure!(
         failed.contains(name) && failed.contains("damaged"),
         "{failed}"
@@ -247,7 +237,7 @@ fn a_place_where_no_snapshot_can_be_stored_is_refused_and_leaves_no_entry() -> R
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
     let stored = cluster.dir().join("stored");
-    let id = generate(&cluster, &stored)?;
+    let id = snapshot_id(&cluster.generated(&stored, &[])?)?;
     let copied = cluster.dir().join("copied");
     copy(&stored, &copied)?;
     let file = cluster.dir().join("file");
@@ -258,10 +248,7 @@ fn a_place_where_no_snapshot_can_be_stored_is_refused_and_leaves_no_entry() -> R
         (copied, id.as_str()),
     ] {
         let output = place.to_str().context("UTF-8")?;
-        let arguments = [
-            "snapshot", "generate", "--source", "node_a", "--output", output,
-        ];
-        let refused = cluster.cli(&arguments)?.expect(1)?.text();
+        let refused = cluster.generate(output, &[])?.expect(1)?.text();
         for part in [said, output, "node_a"] {
             ensure!(refused.contains(part), "{part} is not in {refused}");
         }

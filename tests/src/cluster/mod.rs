@@ -4,6 +4,7 @@
 mod builder;
 mod cli;
 mod node;
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde_json::Value;
 pub use builder::{Builder, issue_certificates};
 pub use cli::{CLI_LIMIT, Output, Running};
 pub use node::{Dials, Node};
+pub use stored::snapshot_id;
 
 use crate::limits::Limits;
 use crate::logs::Documented;

@@ -110,6 +110,15 @@ impl Database {
         Ok(printed.split_terminator(ROW).map(row).collect())
     }
 
+    /// Whether it has no user tables.
+    ///
+    /// # Errors
+    /// psql fails.
+    pub fn is_empty(&self) -> Result<bool> {
+        let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+        Ok(self.value::<u32>(tables)? == 0)
+    }
+
     /// The single value of a query.
     ///
     /// # Errors
