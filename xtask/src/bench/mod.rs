@@ -2,6 +2,7 @@
 //! the same source, each into a fresh server, alone on the machine. Programs beside a server
 //! connect by its socket, as in production; a subscription connects by TCP.
 
+mod compared;
 mod fingerprints;
 mod many;
 mod measure;
@@ -43,6 +44,9 @@ pub(crate) struct Arguments {
     /// Instead, initialise that many targets at once, compared with one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=8))]
     targets: Option<u8>,
+    /// Instead, compare a replica's rows with its source's, beside pgcopydb and plain SQL
+    #[arg(long)]
+    verify: bool,
     /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
     #[arg(long)]
     fingerprints: bool,
@@ -84,6 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     if let Some(count) = arguments.targets {
         return targets::run(binaries, usize::from(count), arguments.scale);
+    }
+    if arguments.verify {
+        return compared::run(binaries, arguments.scale);
     }
     compare(arguments, binaries)
 }

@@ -227,16 +227,16 @@ fn dump_and_restore(from: &Database, to: &Database) -> Result<Times> {
     })
 }
 
+/// A node's database, as programs of PostgreSQL take it.
+pub(super) fn uri(cluster: &Cluster, node: &str) -> String {
+    let server = cluster.node(node).server();
+    let dir = server.dir().display();
+    let port = server.port();
+    format!("postgres://postgres@/{DATABASE}?host={dir}&port={port}")
+}
+
 fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Result<Times> {
     let scratch = Scratch::new()?;
-    let uri = |node: &str| {
-        let server = cluster.node(node).server();
-        let dir = server.dir().display();
-        format!(
-            "postgres://postgres@/{DATABASE}?host={dir}&port={}",
-            server.port()
-        )
-    };
     let help = Command::new("pgcopydb")
         .args(["clone", "--help"])
         .output()?;
@@ -258,8 +258,8 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
         .args(binary.then_some("--use-copy-binary"))
         .arg("--dir")
         .arg(scratch.path().join("work"))
-        .env("PGCOPYDB_SOURCE_PGURI", uri("node_a"))
-        .env("PGCOPYDB_TARGET_PGURI", uri(target))
+        .env("PGCOPYDB_SOURCE_PGURI", uri(cluster, "node_a"))
+        .env("PGCOPYDB_TARGET_PGURI", uri(cluster, target))
         .env("PATH", path);
     let begun = Instant::now();
     command::output(&mut clone)?;
