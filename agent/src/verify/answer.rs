@@ -45,6 +45,8 @@ pub(crate) struct Answerer {
     node: NodeId,
     cancel: CancellationToken,
     encoding: Encoding,
+    /// See [`OpenedTable::hashing`](steep_protocol::message::verify::OpenedTable::hashing).
+    hashing: String,
     /// Whether values may be read.
     values: RowValues,
     table: Option<(Table, Option<Reading>)>,
@@ -59,7 +61,10 @@ impl Answerer {
         let session = task.connect(&format!("verify {}", task.job)).await?;
         let set = session.run(&task.cancel, session.batch_execute(SETTINGS));
         set.await.map_err(|error| task.fault(error))?;
+        let hashing = session.run(&task.cancel, catalog::hashing(&session));
+        let hashing = hashing.await.map_err(|error| task.fault(error))?;
         Ok(Self {
+            hashing,
             encoding: Encoding::of(session.server_encoding()),
             session,
             node: task.node.clone(),
@@ -130,7 +135,7 @@ impl Answerer {
         self.set(BY_PLAN).await?;
         let cancelled = || PgError::Cancelled.to_fault(&self.node);
         let opened = tokio::select! {
-            opened = catalog::open(&self.session, &self.node, name) => opened?,
+            opened = catalog::open(&self.session, &self.node, (name, &self.hashing)) => opened?,
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         let reply = opened.as_ref().map(|table| Box::new(table.opened.clone()));
@@ -159,6 +164,7 @@ impl Answerer {
             columns: columns.collect::<Result<_, _>>()?,
             key: key.collect::<Result<_, _>>()?,
             encoding: self.encoding,
+            summed: shape.summed,
         })
     }
 

@@ -159,6 +159,16 @@ WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL A
     AND k.n <= i.indnkeyatts
 ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid, k.n";
 
+/// How the server hashes text.
+///
+/// # Errors
+/// The error of PostgreSQL.
+pub(super) async fn hashing(session: &Session) -> Result<String, tokio_postgres::Error> {
+    let sql = "SELECT hashtextextended('Grüße, 0123456789 and more than a block' COLLATE \"C\", 1)";
+    let hash: i64 = session.query_one(sql, &[]).await?.try_get(0)?;
+    Ok(format!("{} {hash}", session.server_encoding()))
+}
+
 /// Reads what is needed to compare a table; `None` if there is no table of that name.
 ///
 /// # Errors
@@ -166,7 +176,7 @@ ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid
 pub(super) async fn open(
     session: &Session,
     node: &NodeId,
-    name: &TableName,
+    (name, hashing): (&TableName, &str),
 ) -> Result<Option<Table>, Fault> {
     let fault = |error: PgError| error.to_fault(node).at(name);
     let (schema, table) = (name.schema.as_str(), name.table.as_str());
@@ -201,6 +211,7 @@ pub(super) async fn open(
         keys: keys.into_iter().filter(usable).collect(),
         pages: found.pages,
         rows_estimate: found.rows,
+        hashing: hashing.to_owned(),
     };
     let only = if found.partitioned { "" } else { "ONLY " };
     Ok(Some(Table {

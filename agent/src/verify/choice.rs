@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use steep_protocol::Identifier;
-use steep_protocol::message::verify::{OpenedTable, RowShape, TableProblem, VerifyColumn};
+use steep_protocol::message::verify::{OpenedTable, RowShape, Summed, TableProblem, VerifyColumn};
 
 /// How two tables of one name are compared, or why they are not.
 ///
@@ -26,6 +26,10 @@ pub(super) fn shape(a: &OpenedTable, b: &OpenedTable) -> Result<RowShape, TableP
     Ok(RowShape {
         columns,
         key: key(a, b).unwrap_or_default(),
+        summed: match a.hashing == b.hashing {
+            true => Summed::Text,
+            false => Summed::Digest,
+        },
     })
 }
 
@@ -72,6 +76,7 @@ mod tests {
             keys: keys.iter().map(|key| split(key)).collect(),
             pages: vec![1],
             rows_estimate: 0,
+            hashing: "UTF8 1".to_owned(),
         }
     }
 
@@ -94,6 +99,17 @@ mod tests {
         assert_eq!(chosen(&a, &b), ("a b id".to_owned(), "id".to_owned()));
         let plain = table("a id sum b", &["id"]);
         assert_eq!(chosen(&a, &plain).0, "a b id");
+    }
+
+    #[test]
+    fn text_is_summed_where_both_servers_hash_it_alike() {
+        let a = table("id", &["id"]);
+        assert_eq!(shape(&a, &a).unwrap().summed, Summed::Text);
+        let other = OpenedTable {
+            hashing: "LATIN1 1".to_owned(),
+            ..a.clone()
+        };
+        assert_eq!(shape(&a, &other).unwrap().summed, Summed::Digest);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use steep_protocol::limits::{VERIFY_ROWS_MAX, VERIFY_VALUE_SHOWN};
 use steep_protocol::message::peer::CtidRange;
-use steep_protocol::message::verify::{RowKey, RowValues, Sieve};
+use steep_protocol::message::verify::{RowKey, RowValues, Sieve, Summed};
 use steep_protocol::{Identifier, TableName};
 
 use crate::pg::literal;
@@ -19,6 +19,8 @@ pub(super) struct Reading {
     pub(super) key: Vec<KeyColumn>,
     /// Into which encoding text is brought before it is digested.
     pub(super) encoding: Encoding,
+    /// What is summed by bucket.
+    pub(super) summed: Summed,
 }
 
 /// A column that is digested.
@@ -73,8 +75,8 @@ impl Encoding {
 }
 
 impl Reading {
-    /// Counts and sums by bucket. What is summed is made of digests by a hash, since PostgreSQL turns their text into
-    /// numbers at almost the cost of making them. Where two versions hashed differently, all rows would be looked at.
+    /// Counts and sums by bucket. What is summed of a digest is a hash, too, since PostgreSQL turns its text into
+    /// numbers at almost the cost of making it: where two versions hash differently, all rows are looked at.
     pub(super) fn sums(
         &self,
         leaf: &TableName,
@@ -83,11 +85,15 @@ impl Reading {
         bits: u8,
     ) -> String {
         let (shift, mask) = (shift(sieve), mask(bits));
+        let summed = match self.summed {
+            Summed::Text => self.row(),
+            Summed::Digest => self.digest(),
+        };
         format!(
             "SELECT (b.k >> {shift}) & {mask}, count(*), \
              sum(hashtextextended(r.h COLLATE \"C\", 1)), sum(hashtextextended(r.h COLLATE \"C\", 2)) \
              {from} GROUP BY 1",
-            from = self.from(leaf, pages, sieve)
+            from = self.from(leaf, pages, sieve, &summed)
         )
     }
 
@@ -102,7 +108,7 @@ impl Reading {
         };
         format!(
             "SELECT substr(r.h, 1, 32){key} {from} LIMIT {limit}",
-            from = self.from(leaf, pages, sieve),
+            from = self.from(leaf, pages, sieve, &self.digest()),
             limit = VERIFY_ROWS_MAX + 1
         )
     }
@@ -145,9 +151,9 @@ impl Reading {
         )
     }
 
-    /// The rows of those pages, `b.k` being the hash of the key and `r.h` the row's digest, computed only where
+    /// The rows of those pages, `b.k` being the hash of the key and `r.h` what is read of the row, computed only where
     /// the row passes the sieve. `OFFSET 0` keeps the planner from computing either twice.
-    fn from(&self, leaf: &TableName, pages: CtidRange, sieve: &Sieve) -> String {
+    fn from(&self, leaf: &TableName, pages: CtidRange, sieve: &Sieve, read: &str) -> String {
         let key = match &self.key[..] {
             [] => self.row(),
             key => {
@@ -176,10 +182,9 @@ impl Reading {
         format!(
             "FROM ONLY {leaf} AS t \
              CROSS JOIN LATERAL (SELECT hashtextextended({key} COLLATE \"C\", 0) AS k OFFSET 0) AS b \
-             CROSS JOIN LATERAL (SELECT {digest} AS h {passes} OFFSET 0) AS r \
+             CROSS JOIN LATERAL (SELECT {read} AS h {passes} OFFSET 0) AS r \
              WHERE t.ctid >= '({from},0)'::tid{to}",
-            leaf = leaf.quoted(),
-            digest = self.digest()
+            leaf = leaf.quoted()
         )
     }
 
@@ -260,6 +265,7 @@ mod tests {
             ],
             key: if keyed { vec![key] } else { Vec::new() },
             encoding: Encoding::Utf8,
+            summed: Summed::Digest,
         }
     }
 
@@ -284,6 +290,11 @@ mod tests {
         insta::assert_snapshot!(reading(true).sums(&leaf(), PAGES, &Sieve::default(), 10));
         insta::assert_snapshot!(reading(true).sums(&leaf(), CtidRange::ALL, &one_level(), 10));
         insta::assert_snapshot!(reading(false).sums(&leaf(), PAGES, &Sieve::default(), 0));
+        let text = Reading {
+            summed: Summed::Text,
+            ..reading(true)
+        };
+        insta::assert_snapshot!(text.sums(&leaf(), PAGES, &Sieve::default(), 10));
     }
 
     #[test]

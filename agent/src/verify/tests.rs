@@ -162,6 +162,7 @@ impl World {
                 },
                 pages: vec![PAGES],
                 rows_estimate: 1_500,
+                hashing: String::new(),
             }))),
             VerifyAsk::Read(_) => VerifyReply::Done,
             VerifyAsk::Sums { range, sieve, bits } => {

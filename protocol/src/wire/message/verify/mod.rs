@@ -182,6 +182,9 @@ pub struct OpenedTable {
     pub pages: Vec<u32>,
     /// Rows, as the planner estimates.
     pub rows_estimate: u64,
+    /// The encoding of the database's text, and what the server's hash makes of a fixed one: where two servers say the
+    /// same, they hash text alike.
+    pub hashing: String,
 }
 
 /// A column as it is on one server.
@@ -202,6 +205,17 @@ pub struct RowShape {
     pub columns: Vec<Identifier>,
     /// The columns of the key. Without any, rows are told apart by their content.
     pub key: Vec<Identifier>,
+    /// What the sums of a bucket are made of.
+    pub summed: Summed,
+}
+
+/// What the sums of a bucket are made of: two 64-bit hashes of each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Summed {
+    /// Of its text, which takes a server half the time. Both have to hash it alike.
+    Text,
+    /// Of its SHA-256.
+    Digest,
 }
 
 /// Heap pages of one leaf.
