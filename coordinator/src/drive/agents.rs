@@ -72,6 +72,7 @@ impl<S: Store> Driver<S> {
             self.note_presence(id, node, now);
         }
         self.snapshots_up(node, now);
+        self.switchovers_up(node, now);
         self.release_idle(node, &registration);
         if self.may_mirror(node) {
             self.mirror(node, now);
@@ -104,6 +105,7 @@ impl<S: Store> Driver<S> {
             !self.jobs.contains_key(job)
                 && !self.is_snapshot(**job)
                 && !self.is_asking(**job)
+                && !self.is_switching(**job)
                 && !holds(registration, **job)
         };
         let idle: Vec<JobId> = registration.admitted.iter().filter(idle).copied().collect();
@@ -317,6 +319,9 @@ impl<S: Store> Driver<S> {
             return self.snapshot_finished(id, command, outcome, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
+        if let Some(id) = self.switchover_running(node, command) {
+            return self.switchover_finished(id, node, command, outcome, now);
+        }
         self.query_finished(node, command, outcome, now);
     }
 
