@@ -20,7 +20,7 @@ fn a_writer_who_overrides_the_stop_ends_the_switchover_and_nobody_loses_a_row() 
     let stubborn = Session::sleeping(
         &source,
         "stubborn",
-        "SET default_transaction_read_only = off; BEGIN; INSERT INTO parted (at) VALUES ('2026-08-08')",
+        "BEGIN READ WRITE; INSERT INTO parted (at) VALUES ('2026-08-08')",
     )?;
     let ended = running.finish(LIMIT)?.expect(1)?;
     ensure!(ended.text().contains("somebody still writes"), "{ended}");

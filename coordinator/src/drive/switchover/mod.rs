@@ -140,17 +140,16 @@ impl<S: Store> Driver<S> {
         };
         let before = one.switchover.clone();
         let effects = one.switchover.step(event, now);
-        if one.switchover == before {
-            return;
+        if one.switchover != before {
+            let write = Write::Switchover(Box::new(one.switchover.clone()));
+            self.out.writes.push(write);
+            one.feed.send_replace(one.switchover.view(now));
+            // Watchers look again.
+            self.out.observed = true;
         }
-        let write = Write::Switchover(Box::new(one.switchover.clone()));
-        self.out.writes.push(write);
-        one.feed.send_replace(one.switchover.view(now));
         for effect in effects {
             self.perform_switchover(id, effect, now);
         }
-        // Watchers look again.
-        self.out.observed = true;
     }
 
     fn perform_switchover(&mut self, id: JobId, effect: Effect, now: Timestamp) {
