@@ -11,7 +11,7 @@
 //! run, metrics/            the process
 //! session/                 the coordinator's commands, and what it is told
 //! peer/      stored/       agent to agent; snapshots into a store
-//! verify/                  the rows of two nodes, compared
+//! verify/    switchover/   the rows of two nodes, compared; who may write
 //! facts/     target/       what a server is like; the steps of a job on its target
 //! replication/             subscription, fence, sequences, prepared slots
 //! part/                    one part, read and written
@@ -49,6 +49,7 @@ mod session;
 mod shutdown;
 mod snapshot;
 mod stored;
+mod switchover;
 mod target;
 mod task;
 pub mod telemetry;

@@ -32,6 +32,7 @@ use crate::session::{
 };
 use crate::shutdown::Shutdown;
 use crate::stored::carried::Carried;
+use crate::switchover;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -86,6 +87,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         spool: config.spool.as_ref().map(Into::into),
         telemetry: Arc::default(),
         readings: Readings::default(),
+        switchover_steps: Arc::default(),
         drain: shutdown.drain.clone(),
     });
     let mut tasks = JoinSet::new();
@@ -103,6 +105,12 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     tasks.spawn(server.run(Arc::clone(&endpoint)));
     let store = Arc::clone(&agent.kept);
     tasks.spawn(Arc::clone(&store).run(halt.clone()));
+    let guard = switchover::Guard {
+        node: config.node.clone(),
+        conninfo: Arc::clone(&agent.conninfo),
+        steps: Arc::clone(&agent.switchover_steps),
+    };
+    tasks.spawn(guard.run(halt.clone()));
     let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {
         let sources = Sources {

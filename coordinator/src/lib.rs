@@ -27,6 +27,7 @@ pub mod server;
 pub mod session;
 pub mod snapshot;
 pub mod store;
+pub mod switchover;
 
 #[cfg(test)]
 mod testing;

@@ -15,6 +15,7 @@
 //! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
 
 pub mod age;
+pub mod application;
 pub mod bucket;
 pub mod cluster;
 pub mod collector;

@@ -212,7 +212,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 17] = [
+    const BEGINNINGS: [&str; 18] = [
         "event = \"",
         "\"init.",
         "\"epoch.",
@@ -226,6 +226,7 @@ fn literals(code: &str) -> Vec<String> {
         "\"lock.",
         "\"node.",
         "\"sequences.",
+        "\"switchover.",
         "\"slot.",
         "\"table.",
         "\"verify.",

@@ -225,7 +225,14 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 51] = [
+const ELSEWHERE: [&str; 58] = [
+    "switchover.started",
+    "switchover.step",
+    "switchover.retried",
+    "switchover.undoing",
+    "switchover.undone",
+    "switchover.completed",
+    "switchover.writes_given_back",
     "init.adopted",
     "verify.completed",
     "verify.failed",

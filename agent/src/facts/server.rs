@@ -12,7 +12,6 @@ const SETTINGS: &[&str] = &[
     "array_nulls",
     "autovacuum_max_workers",
     "autovacuum_worker_slots",
-    "default_transaction_read_only",
     "idle_in_transaction_session_timeout",
     "idle_replication_slot_timeout",
     "idle_session_timeout",

@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 7] = [
+const VERSIONS: [Version; 8] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -49,6 +49,10 @@ const VERSIONS: [Version; 7] = [
     Version {
         name: "1.6",
         script: include_str!("../../../extension/steep_repl--1.5--1.6.sql"),
+    },
+    Version {
+        name: "1.7",
+        script: include_str!("../../../extension/steep_repl--1.6--1.7.sql"),
     },
 ];
 

@@ -258,7 +258,8 @@ pub(super) fn check_kind<'a>(
     let suits = match wanted {
         // Preferred only; with a single server that is the same as any.
         SessionAttrs::Any | SessionAttrs::PreferStandby => true,
-        SessionAttrs::ReadWrite => !read_only,
+        // Our sessions write also to a database that is read-only by default.
+        SessionAttrs::ReadWrite => !standby,
         SessionAttrs::ReadOnly => read_only,
         SessionAttrs::Primary => !standby,
         SessionAttrs::Standby => standby,
@@ -311,7 +312,7 @@ mod tests {
         };
         assert!(suits("off", "off", SessionAttrs::ReadWrite));
         assert!(!suits("on", "off", SessionAttrs::ReadWrite));
-        assert!(!suits("off", "on", SessionAttrs::ReadWrite));
+        assert!(suits("off", "on", SessionAttrs::ReadWrite));
         assert!(suits("off", "on", SessionAttrs::Primary));
         assert!(suits("on", "off", SessionAttrs::Standby));
         assert!(!suits("off", "off", SessionAttrs::Standby));

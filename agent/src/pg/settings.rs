@@ -27,10 +27,11 @@ pub(crate) fn sync() -> String {
 /// before PostgreSQL's own, as with an empty path. Formats: text means the same on any server.
 /// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error instead of missing rows.
 /// `lc_monetary`: `money` as text reads back as the same number. `jit`: a query of a large catalog is expected
-/// to cost much and takes milliseconds, less than compiling it.
+/// to cost much and takes milliseconds, less than compiling it. `default_transaction_read_only`: a database that a
+/// switchover has closed to applications is not closed to us.
 pub(super) fn statements(version: u32) -> String {
     let mut sql = format!("{DURABLE}; ")
-        + "SET statement_timeout = 0; SET lock_timeout = 0; \
+        + "SET default_transaction_read_only = off; SET statement_timeout = 0; SET lock_timeout = 0; \
          SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
          SET search_path = pg_catalog, pg_temp; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \

@@ -16,7 +16,7 @@ use steep_protocol::message::verify::VerifyTables;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Phase};
 use steep_schema::Schema;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::opening::opened;
@@ -38,6 +38,7 @@ use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{SourceJobs, slot};
 use crate::stored::{self, Reader, carried::Carried};
+use crate::switchover;
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::Telemetry;
@@ -61,6 +62,8 @@ pub(crate) struct Agent {
     pub(crate) spool: Option<PathBuf>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) readings: Readings,
+    /// Notified after each step of a switchover.
+    pub(crate) switchover_steps: Arc<Notify>,
     pub(crate) drain: CancellationToken,
 }
 
@@ -129,6 +132,12 @@ impl Agent {
             Command::Node(NodeCommand::CheckStored { place }) => {
                 stored::check_loadable(&self.reader(), &place).await?;
                 Ok(Outcome::Done)
+            }
+            Command::Node(NodeCommand::Switchover(command)) => {
+                let steps = &self.switchover_steps;
+                let done = Box::pin(switchover::perform(task, command, steps)).await;
+                steps.notify_one();
+                done
             }
         }
     }

@@ -99,6 +99,7 @@ impl Cluster {
             spool: None,
             telemetry: Arc::default(),
             readings: Readings::default(),
+            switchover_steps: Arc::default(),
             drain: shutdown.drain.clone(),
         };
         let server = serve::Server {

@@ -5,6 +5,7 @@ mod events;
 mod init;
 mod schema;
 mod snapshot;
+mod switchover;
 mod verify;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub(crate) use init::{
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
+pub(crate) use switchover::SwitchoverArgs;
 pub(crate) use verify::{OverlapArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
@@ -124,6 +126,8 @@ Examples:
     Init(Box<InitArgs>),
     /// End a node's replication for good; tables and rows stay on it
     Detach(DetachArgs),
+    /// Move writes from a node to its replica, the end of a migration
+    Switchover(SwitchoverArgs),
     /// Read a node once into a store; list, verify and delete what is stored
     #[command(subcommand)]
     Snapshot(SnapshotCommand),

@@ -68,6 +68,8 @@ fn every_documented_command_parses() {
         "init progress --node node_b",
         "init progress --node node_b --follow --json",
         "--json init progress --node node_b",
+        "switchover --from node_a --to node_b --dry-run",
+        "switchover --from node_a --to node_b --reverse --verify --terminate-after 5s --max-stop 1m --max-lag 1GB --force --yes",
         "completions bash",
         "--coordinator h:7400 --ca a --cert c --key k --config f --log-format json nodes",
         "nodes --coordinator h:7400 --ca a --cert c --key k --config f --log-format text",

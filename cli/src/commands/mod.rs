@@ -10,6 +10,7 @@ mod nodes;
 mod remove;
 mod schema;
 mod snapshot;
+mod switchover;
 mod verify;
 mod watch;
 
@@ -97,6 +98,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
         Command::Detach(args) => detach::run(args, &context).await,
+        Command::Switchover(args) => switchover::run(args, &context).await,
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,
         Command::Snapshot(command) => snapshot::run(command, &context).await,

@@ -17,6 +17,7 @@ pub(crate) mod progress;
 pub(crate) mod report;
 pub(crate) mod schema;
 pub(crate) mod stored;
+pub(crate) mod switchover;
 mod table;
 pub(crate) mod verify;
 pub(crate) mod waiting;

@@ -2,11 +2,12 @@
 
 use steep_protocol::message::api::NodeView;
 use steep_protocol::message::handover::PreparedSlot;
+use steep_protocol::message::switchover::SwitchoverStep;
 use steep_protocol::{Fault, NodeId, NodeState};
 
 use super::table::{pairs, table};
 use super::waiting::waiting;
-use super::{Paint, clean, missing, prepared};
+use super::{Paint, clean, missing, prepared, switchover};
 use crate::units;
 
 /// Every node, a line each; errors below.
@@ -98,6 +99,9 @@ pub(crate) fn status(
             clean(&detached.operator)
         );
         lines.push(("detached", text));
+    }
+    if let Some(last) = &node.switchover {
+        lines.push(("switchover", switchover::status(last)));
     }
     lines.extend(sequences(node));
     if let Some(progress) = node.progress {
@@ -239,6 +243,7 @@ pub(crate) fn role(node: &NodeView) -> Option<String> {
         .collect();
     let loaded = node.loaded.as_ref();
     parts.extend(loaded.map(|loaded| format!("loaded from {}", loaded.source_node)));
+    parts.extend(moved(node));
     let replicas: Vec<_> = node.replicas.iter().map(NodeId::as_str).collect();
     match replicas.len() {
         0 => {}
@@ -246,6 +251,16 @@ pub(crate) fn role(node: &NodeView) -> Option<String> {
         more => parts.push(format!("source of {more} nodes")),
     }
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// What a completed switchover has made of a node that follows nobody.
+fn moved(node: &NodeView) -> Option<String> {
+    let last = node.switchover.as_deref().filter(|_| !is_replica(node))?;
+    let completed = last.step == SwitchoverStep::Completed;
+    completed.then(|| match last.to == node.node_id {
+        true => format!("takes writes in place of {}", last.from),
+        false => format!("read-only, in favour of {}", last.to),
+    })
 }
 
 /// Whether it has rows of its source, or is to get them. A failed job that kept nothing leaves none.

@@ -45,6 +45,7 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         needs_init: false,
         loaded: None,
         detached: None,
+        switchover: None,
         sequences: None,
     }
 }

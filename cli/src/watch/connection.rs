@@ -228,6 +228,7 @@ impl ConnectionTask {
             | ApiReply::Adjusted(_)
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
+            | ApiReply::Switchover(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

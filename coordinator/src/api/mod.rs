@@ -5,6 +5,7 @@
 //! sent the previous one, so a slow reader skips views and delays nobody.
 
 mod follow;
+mod switchover;
 mod verify;
 mod watch;
 
@@ -195,6 +196,7 @@ impl Stream {
                 self.watch(jobs, Some(after)).await?;
             }
             Answer::Verifying(feed) => self.verifying(feed).await?,
+            Answer::Switching(feed) => self.switching(feed).await?,
             // Never the answer to a query or an order.
             Answer::Events(_)
             | Answer::Audit(_)

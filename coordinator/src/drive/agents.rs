@@ -78,6 +78,7 @@ impl<S: Store> Driver<S> {
             self.note_presence(id, node, now);
         }
         self.snapshots_up(node, now);
+        self.switchovers_up(node, now);
         self.release_idle(node, Forgotten::No);
         if self.may_mirror(node) {
             self.mirror(node, now);
@@ -114,6 +115,7 @@ impl<S: Store> Driver<S> {
             let used = self.jobs.contains_key(&job)
                 || self.is_snapshot(job)
                 || self.is_asking(job)
+                || self.is_switching(job)
                 || holds(&registration, job);
             let mut remembered = || matches!(self.store.job(job), Ok(Some(_)));
             if used || which == Forgotten::No && !remembered() {
@@ -335,6 +337,9 @@ impl<S: Store> Driver<S> {
             return self.snapshot_finished(id, command, outcome, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
+        if let Some(id) = self.switchover_running(node, command) {
+            return self.switchover_finished(id, node, command, outcome, now);
+        }
         self.query_finished(node, command, outcome, now);
     }
 

@@ -14,6 +14,7 @@ use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
+use steep_protocol::message::switchover::{Lacking, RowsCheck, SwitchoverSpec, WayBack};
 use steep_protocol::message::verify::RowValues;
 use steep_protocol::{Fault, JobId, NodeId};
 
@@ -55,6 +56,7 @@ impl AuditEntry {
             Order::Rebuild { node } => ("init.rebuild", node),
             Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Detach(spec) => ("detach", &spec.node),
+            Order::Switchover(spec) => ("switchover", &spec.to),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             Order::Verify(spec) => (command_of(spec.comparing), &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
@@ -72,6 +74,7 @@ impl AuditEntry {
                     (spec.absent == AbsentSource::LeaveBehind).then(|| ("force", true.to_string()));
                 wait.into_iter().chain(force).collect()
             }
+            Order::Switchover(spec) => switchover_arguments(spec),
             Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
             Order::GiveUp { data, .. } => {
                 vec![
@@ -109,6 +112,7 @@ impl AuditEntry {
         let source = match order {
             Order::Capture { peer, .. } => peer.clone(),
             Order::Verify(spec) => Some(spec.node_a.clone()),
+            Order::Switchover(spec) => Some(spec.from.clone()),
             _ => None,
         };
         vec![Self {
@@ -117,6 +121,13 @@ impl AuditEntry {
             source,
             arguments: owned(arguments),
         }]
+    }
+
+    /// The nodes that it is about.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        [Some(&self.node), self.source.as_ref()]
+            .into_iter()
+            .flatten()
     }
 
     fn init(request: &InitRequest) -> Vec<Self> {
@@ -141,6 +152,21 @@ impl AuditEntry {
         };
         request.specs().iter().map(entry).collect()
     }
+}
+
+fn switchover_arguments(spec: &SwitchoverSpec) -> Vec<Argument> {
+    let set = |name, set: bool| set.then(|| (name, true.to_string()));
+    let seconds = |name, seconds: u32| Some((name, format!("{seconds}s")));
+    [
+        set("reverse", spec.way_back == WayBack::Follow),
+        set("verify", spec.rows == RowsCheck::Compared),
+        set("force", spec.lacking == Lacking::Accepted),
+        seconds("terminate_after", spec.terminate_after_seconds),
+        seconds("max_stop", spec.max_stop_seconds),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Name and value.

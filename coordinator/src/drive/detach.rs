@@ -39,7 +39,7 @@ pub(super) struct Detaching {
 }
 
 /// What a node is to a detach.
-enum Standing {
+pub(super) enum Standing {
     /// It follows by what that job made.
     Follows(Box<Job>),
     /// It is being detached or cancelled.
@@ -212,7 +212,7 @@ impl<S: Store> Driver<S> {
         self.answer(detaching.ticket, Err(fault));
     }
 
-    fn detach_now(
+    pub(super) fn detach_now(
         &mut self,
         spec: &DetachSpec,
         operator: &str,
@@ -245,7 +245,11 @@ impl<S: Store> Driver<S> {
     }
 
     /// What the node is to a detach, if it can be detached.
-    fn standing(&mut self, node: &NodeId, absent: AbsentSource) -> Result<Standing, Fault> {
+    pub(super) fn standing(
+        &mut self,
+        node: &NodeId,
+        absent: AbsentSource,
+    ) -> Result<Standing, Fault> {
         self.known(node)?;
         let record = &self.nodes[node];
         let (state, job) = (record.state, record.job);

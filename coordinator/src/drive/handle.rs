@@ -9,6 +9,7 @@ use steep_protocol::message::api::{
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::message::snapshot::SnapshotView;
+use steep_protocol::message::switchover::SwitchoverView;
 use steep_protocol::message::verify::VerifyReport;
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -174,6 +175,8 @@ pub enum Answer {
     },
     /// The progress and the result of a comparison of rows.
     Verifying(watch::Receiver<VerifyFeed>),
+    /// The newest state of a switchover, until it has ended.
+    Switching(watch::Receiver<SwitchoverView>),
     /// The values of all metrics.
     Gauges(Box<Gauges>),
     /// The loop runs.

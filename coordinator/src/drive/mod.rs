@@ -48,6 +48,7 @@ mod snapshots;
 mod span;
 mod stored_check;
 mod sweep;
+mod switchover;
 mod ticket;
 mod unknown_slots;
 mod verify;
@@ -179,6 +180,8 @@ pub struct Driver<S> {
     sequences: BTreeMap<NodeId, sequences::Kept>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
+    /// Switchovers: those that have not ended, and the last one of each node.
+    switchovers: BTreeMap<JobId, switchover::Switching>,
     /// When to try again to remove what was left behind on these sources.
     left_again: BTreeMap<NodeId, Timestamp>,
     /// Draws a job's id. A parameter, so that a simulation can be repeated.
@@ -261,6 +264,7 @@ impl<S: Store> Driver<S> {
             following: BTreeMap::new(),
             sequences: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
+            switchovers: BTreeMap::new(),
             left_again: BTreeMap::new(),
             draw_id: || JobId(rand::random()),
             next_command: loaded.next_command,
@@ -286,6 +290,7 @@ impl<S: Store> Driver<S> {
             }
         }
         driver.fail_unreadable(driver.clock.now());
+        driver.restore_switchovers(loaded.switchovers);
         let handle = Handle {
             agents: agent_sender,
             asks: ask_sender,
@@ -383,6 +388,7 @@ impl<S: Store> Driver<S> {
         }
         self.tick_audit(now);
         self.tick_snapshots(now);
+        self.tick_switchovers(now);
         self.tick_queries(now);
         self.tick_early(now);
         // Leases of watchers that left expire without a message.

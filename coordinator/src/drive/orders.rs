@@ -45,6 +45,11 @@ impl<S: Store> Driver<S> {
         let entries = self.audit_entries(&order);
         let by = &operator.name;
         let one = |job: Option<JobId>| job.into_iter().collect();
+        if let Err(fault) = self.check_switching(&order, &entries) {
+            let refused = Err(fault);
+            self.audit_order(entries, operator, &refused, now);
+            return refused.map(|_: Vec<JobId>| ());
+        }
         let begun: Result<Vec<JobId>, Fault> = match order {
             Order::Init(request) => self.init(request, by, ticket, now),
             Order::Cancel {
@@ -77,6 +82,7 @@ impl<S: Store> Driver<S> {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
             Order::Detach(spec) => self.detach(spec, by, ticket, now).map(one),
+            Order::Switchover(spec) => self.switchover(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
             Order::Generate(spec) => self.generate(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::DeleteSnapshot { snapshot, force } => self

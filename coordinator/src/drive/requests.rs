@@ -90,6 +90,9 @@ impl<S: Store> Driver<S> {
                 return finding.map(|()| None);
             }
             Query::DetachPlan { node, absent } => self.detach_plan(&node, absent)?,
+            Query::SwitchoverPlan(spec) => {
+                return self.switchover_plan(*spec, ticket, now).map(|()| None);
+            }
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

@@ -21,6 +21,7 @@ use crate::job::Job;
 use crate::job::membership::Complete;
 use crate::job::progress::Mark;
 use crate::snapshot::Snapshot;
+use crate::switchover::Switchover;
 
 mod error;
 pub mod sqlite;
@@ -39,6 +40,7 @@ pub use self::error::StoreError;
 /// - **how each job ended**: the final report, which operators ask for days later.
 /// - **the next command id**: an agent answers a known id with the old outcome, so a reused id would
 ///   count as done.
+/// - **switchovers**, after every step: who decides what, and which node takes writes.
 /// - **samples** of each job's progress, and **when the copy of each table began and ended**, so that a
 ///   restarted coordinator shows and reports on the whole job.
 /// - **events**, and the **audit entries** of operators' orders, with the nodes that do not have them yet.
@@ -274,6 +276,10 @@ pub enum Write {
     Snapshot(Box<Snapshot>),
     /// Removes a snapshot, and keeps its id. Beyond [`FORGOTTEN_KEPT`], the oldest ids are dropped.
     SnapshotForgotten(SnapshotId),
+    /// Inserts or replaces a switchover.
+    Switchover(Box<Switchover>),
+    /// Removes a switchover.
+    SwitchoverForgotten(JobId),
     /// Inserts or replaces a job. A new job drops the plans of earlier jobs of its target.
     Job(Box<Job>),
     /// The first command id of the next job.
@@ -425,6 +431,8 @@ pub struct Loaded {
     pub snapshots: Vec<Snapshot>,
     /// Snapshots that were forgotten, oldest first.
     pub forgotten: Vec<SnapshotId>,
+    /// Switchovers: those that have not ended, and the last one of each node.
+    pub switchovers: Vec<Switchover>,
     /// The first unused command id.
     pub next_command: u64,
     /// The number of the next event.

@@ -43,6 +43,12 @@ impl Database {
         &self.name
     }
 
+    /// The directory of its server's socket.
+    #[must_use]
+    pub fn socket_dir(&self) -> &std::path::Path {
+        &self.socket_dir
+    }
+
     /// The port of its server.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -25,12 +25,12 @@ use steep_protocol::message::job::{Method, SchemaMode};
 use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
-use super::findings;
+use super::{findings, switchover};
 
 pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 22] = [
+const NUMERIC: [&str; 23] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -53,6 +53,7 @@ const NUMERIC: [&str; 22] = [
     "epoch",
     "tables_kept",
     "tables_left",
+    "stopped_ms",
 ];
 
 type Object = Map<String, Value>;
@@ -93,6 +94,9 @@ fn node(view: &NodeView) -> Object {
             "lsn": loaded.lsn.to_string(),
         });
         fields.insert("loaded".to_owned(), joined(loaded, rest));
+    }
+    if let Some(last) = &view.switchover {
+        fields.insert("switchover".to_owned(), switchover::json(last));
     }
     fields
 }

@@ -58,6 +58,9 @@ impl<S: Store> Driver<S> {
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
             Purpose::AwaitBeforeDetach(detaching) => self.not_waited(*detaching, fault, now),
             Purpose::RemoveLeft(node, left) => Self::left_stays(&node, &left, &fault),
+            Purpose::LookAtOld(looking) | Purpose::LookAtNew(looking, _) => {
+                self.not_looked_before_switchover(*looking, fault);
+            }
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);

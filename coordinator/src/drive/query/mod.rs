@@ -18,6 +18,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::snapshot::SnapshotSpec;
+use steep_protocol::message::switchover::SwitchoverFacts;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::detach::Detaching;
@@ -25,6 +26,7 @@ use super::doctor::Look;
 use super::schema::{After, Pair, admit};
 use super::stored_check::StoredLook;
 use super::sweep::Sweep;
+use super::switchover::Looking;
 use super::verify::Verification;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
@@ -109,6 +111,10 @@ pub(super) enum Purpose {
     AwaitBeforeDetach(Box<Detaching>),
     /// Remove what a detached node has left on its source.
     RemoveLeft(NodeId, Box<LeftBehind>),
+    /// See what a switchover needs to know of the node that takes writes.
+    LookAtOld(Box<Looking>),
+    /// The same of the replica; the other's facts are those given.
+    LookAtNew(Box<Looking>, Box<SwitchoverFacts>),
 }
 
 /// The next command, if any: its node, the command and its purpose.
@@ -142,6 +148,8 @@ impl Purpose {
             | Self::Sweep(_)
             | Self::AwaitBeforeDetach(_)
             | Self::RaiseSequences(_)
+            | Self::LookAtOld(_)
+            | Self::LookAtNew(..)
             | Self::RemoveLeft(..) => "",
         }
     }
@@ -429,6 +437,12 @@ impl<S: Store> Driver<S> {
             }
             (Purpose::RemoveLeft(node, left), Outcome::Done) => {
                 self.left_removed(&node, &left, now);
+            }
+            (Purpose::LookAtOld(looking), Outcome::SwitchoverFacts(old)) => {
+                return Self::look_at_new(looking, old);
+            }
+            (Purpose::LookAtNew(looking, old), Outcome::SwitchoverFacts(new)) => {
+                self.looked_before_switchover(*looking, &old, &new, now);
             }
             (purpose, _) => {
                 self.query_failed(purpose, Fault::unexpected_answer(&course.on), now);

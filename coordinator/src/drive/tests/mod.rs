@@ -18,6 +18,7 @@ mod simulation;
 mod spool;
 mod stored;
 mod stored_check;
+mod switchover;
 mod verify;
 mod watching;
 mod world;

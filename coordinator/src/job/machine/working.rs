@@ -188,6 +188,9 @@ impl Turn {
                 | Outcome::Verified(_)
                 | Outcome::Found(_)
                 | Outcome::SequencesRaised(_)
+                | Outcome::SwitchoverFacts(_)
+                | Outcome::WritesStopped(_)
+                | Outcome::WriteState(_)
                 | Outcome::Compared(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }

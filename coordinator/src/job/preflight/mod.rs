@@ -38,7 +38,7 @@ mod servers;
 mod snapshot_key;
 mod spool;
 mod stored_files;
-pub(super) mod text;
+pub(crate) mod text;
 mod unfollowed;
 
 #[cfg(test)]

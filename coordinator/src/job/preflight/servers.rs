@@ -27,15 +27,11 @@ pub(super) fn unusable_source(pair: &Pair<'_>) -> Vec<Finding> {
 
 /// Judges the source alone.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    findings.extend(read_only(&pair.source_end()));
     findings.extend(standbys(pair));
 }
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let same = same_database(pair);
-    for end in pair.ends() {
-        findings.extend(read_only(&end));
-    }
     findings.extend(reading(pair));
     findings.extend(standbys(pair));
     findings.extend(target_older(pair));
@@ -123,27 +119,6 @@ fn standbys(pair: &Pair<'_>) -> Vec<Finding> {
         ));
     }
     found
-}
-
-fn read_only(end: &End<'_>) -> Option<Finding> {
-    let read_only = end.server.setting("default_transaction_read_only") == Some("on");
-    read_only.then(|| {
-        error(
-            "read_only",
-            end.node,
-            Text::new(
-                format!(
-                    "default_transaction_read_only is on for role {}",
-                    end.server.role
-                ),
-                "slots, publications, subscriptions and rows are written by this role",
-                format!(
-                    "ALTER ROLE {} SET default_transaction_read_only = off, or change it where it is set",
-                    quoted(&end.server.role)
-                ),
-            ),
-        )
-    })
 }
 
 /// Settings that change how apply workers parse values.

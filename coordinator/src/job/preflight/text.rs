@@ -7,7 +7,7 @@ use steep_protocol::message::facts::Listed;
 const SHOWN: usize = 10;
 
 /// `a, b, c` or `a, b, … and 90 more`.
-pub(super) fn names(listed: &Listed) -> String {
+pub(crate) fn names(listed: &Listed) -> String {
     joined(&listed.names, listed.count)
 }
 
@@ -27,12 +27,12 @@ fn joined(names: &[String], count: u64) -> String {
 }
 
 /// `1 table`, `2 tables`.
-pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// Bytes in a readable unit, in powers of 1000.
-pub(in crate::job) fn bytes(count: ByteCount) -> String {
+pub(crate) fn bytes(count: ByteCount) -> String {
     const UNITS: [&str; 6] = ["bytes", "kB", "MB", "GB", "TB", "PB"];
     let mut value = count.0 as f64;
     let mut unit = 0;

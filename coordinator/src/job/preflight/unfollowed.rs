@@ -36,7 +36,7 @@ const OF_REPLICATION: [&str; 26] = [
 ];
 
 /// Codes of findings about reading and publishing tables, where they are about the source.
-const OF_THE_SOURCE: [&str; 17] = [
+const OF_THE_SOURCE: [&str; 16] = [
     "connections",
     "create_privilege",
     "event_triggers",
@@ -50,7 +50,6 @@ const OF_THE_SOURCE: [&str; 17] = [
     "nothing_to_copy",
     "old_snapshot_threshold",
     "pg_dump",
-    "read_only",
     "row_security",
     "standby",
     "unreadable",

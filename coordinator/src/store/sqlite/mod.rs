@@ -209,6 +209,11 @@ impl Store for SqliteStore {
                 &[],
             )?,
             forgotten: self.forgotten()?,
+            switchovers: self.records(
+                "switchovers",
+                "SELECT record FROM switchovers ORDER BY switchover",
+                &[],
+            )?,
             next_command,
             next_event: self.next_number("events")?,
             next_audit: self.next_number("audit")?,

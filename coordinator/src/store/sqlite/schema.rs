@@ -85,6 +85,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
         seq INTEGER PRIMARY KEY AUTOINCREMENT, snapshot TEXT NOT NULL UNIQUE
     );
 ",
+    "CREATE TABLE switchovers (switchover TEXT PRIMARY KEY, record TEXT NOT NULL)",
 ];
 
 /// Opens the store in that file, which exists and may be empty.

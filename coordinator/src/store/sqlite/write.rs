@@ -38,6 +38,16 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             execute(transaction, sql, values)
         }
         Write::SnapshotForgotten(snapshot) => forget_snapshot(transaction, &snapshot.to_string()),
+        Write::Switchover(switchover) => {
+            let sql = "INSERT INTO switchovers VALUES (?1, ?2) \
+                       ON CONFLICT (switchover) DO UPDATE SET record = excluded.record";
+            let values = params![switchover.id.to_string(), to_json(switchover)?];
+            execute(transaction, sql, values)
+        }
+        Write::SwitchoverForgotten(id) => {
+            let sql = "DELETE FROM switchovers WHERE switchover = ?1";
+            execute(transaction, sql, params![id.to_string()])
+        }
         Write::Job(job) => put_job(transaction, job),
         Write::NextCommand(next) => {
             let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";

@@ -2,7 +2,7 @@
 //!
 //! [`api`]: CLI and coordinator. [`agent`]: agents and coordinator. [`peer`]: agent and agent, with
 //! [`verify`], the conversation of two agents that compare rows. All
-//! of them use [`schema`], [`handover`] (nodes restored from a backup), [`lineage`] (a node's
+//! of them use [`schema`], [`handover`] (nodes restored from a backup), [`switchover`], [`lineage`] (a node's
 //! database and subscriptions), [`identity`] (replica identities) and [`feature`] (what servers may
 //! lack). Messages are plain data; the session defines their order.
 
@@ -18,6 +18,7 @@ pub mod lineage;
 pub mod peer;
 pub mod schema;
 pub mod snapshot;
+pub mod switchover;
 pub mod verify;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A whole cluster in memory: the real loop and store, fake agents that answer when told to, and a
 //! clock that tests advance. No tasks, no sockets, no waiting.
 
+mod agent;
 mod performing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,7 @@ use steep_protocol::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub(super) use self::agent::FakeAgent;
 pub(super) use self::performing::{done, prepared};
 use super::super::*;
 use crate::job::preflight::Case;
@@ -38,47 +40,6 @@ use crate::testing::node;
 
 pub(super) const TABLES: u32 = 3;
 pub(super) const PARTS: u32 = 6;
-
-pub(super) struct FakeAgent {
-    pub(super) session: SessionId,
-    pub(super) incarnation: u64,
-    queue: mpsc::Receiver<CoordinatorMessage>,
-    pub(super) online: bool,
-    pub(super) snapshots: BTreeSet<JobId>,
-    /// The consistent point of all of them.
-    pub(super) held_at: Lsn,
-    /// The target of all of them.
-    pub(super) snapshots_of: &'static str,
-    /// Jobs whose target may send requests.
-    pub(super) admitted: BTreeSet<JobId>,
-    /// Commands at work.
-    pub(super) at_work: BTreeMap<CommandId, (JobId, Command)>,
-    /// Outcomes that the coordinator has not acknowledged.
-    pub(super) kept: BTreeMap<CommandId, Result<Outcome, Fault>>,
-    /// Every command it received, in order, as it first came.
-    pub(super) history: Vec<(CommandId, Command)>,
-    /// Every Copy command, repeated ones too.
-    pub(super) told: Vec<CopyParts>,
-    pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
-    /// Audit entries it received; it confirms none by itself.
-    pub(super) audited: Vec<AuditView>,
-    /// Rejections it received.
-    pub(super) rejected: Vec<Fault>,
-    /// Paces it was told, in order.
-    pub(super) intervals: Vec<ReportInterval>,
-    sums: BTreeMap<JobId, (u32, u64, u64)>,
-}
-
-impl FakeAgent {
-    fn held(&self) -> impl Iterator<Item = HeldSnapshot> {
-        let held = |job: &JobId| HeldSnapshot {
-            job: *job,
-            target: node(self.snapshots_of),
-            lsn: self.held_at,
-        };
-        self.snapshots.iter().map(held)
-    }
-}
 
 /// The replies to an operator.
 pub(super) fn replies(answer: Result<Answer, Fault>) -> Vec<ApiReply> {
@@ -212,6 +173,7 @@ impl World {
             rejected: Vec::new(),
             intervals: Vec::new(),
             sums: BTreeMap::new(),
+            write_stop: None,
         });
         agent.session = session;
         agent.queue = queue;

@@ -5,6 +5,9 @@ use steep_protocol::message::agent::{Export, OpenSource};
 use steep_protocol::message::snapshot::{
     Compared, FoundSnapshot, SealedSnapshot, VerifiedSnapshot,
 };
+use steep_protocol::message::switchover::{
+    SwitchoverCommand, SwitchoverFacts, WriteState, WritesStopped,
+};
 use steep_protocol::{SnapshotId, Sum};
 
 use super::*;
@@ -33,7 +36,38 @@ impl World {
             Command::Node(NodeCommand::CheckStored { .. } | NodeCommand::CheckPlace { .. }) => {
                 Outcome::Done
             }
+            Command::Node(NodeCommand::Switchover(command)) => self.switch(name, job, command),
         }
+    }
+
+    /// As an agent does it, in no more detail than who may write.
+    fn switch(&mut self, name: &str, job: JobId, command: &SwitchoverCommand) -> Outcome {
+        let able = SwitchoverFacts {
+            may_set_database: true,
+            may_see_sessions: true,
+            may_end_sessions: true,
+            lock_room: 100,
+            ..SwitchoverFacts::default()
+        };
+        let open = WriteState::Open { position: Lsn(11) };
+        let agent = self.agent(name);
+        let state = match (command, agent.write_stop) {
+            (SwitchoverCommand::Look { .. }, _) => {
+                return Outcome::SwitchoverFacts(Box::new(able));
+            }
+            (SwitchoverCommand::Close(_), _) => {
+                agent.write_stop = Some((job, WriteState::Closed));
+                return Outcome::WritesStopped(WritesStopped {
+                    reopen: "ALTER DATABASE app RESET default_transaction_read_only".to_owned(),
+                    ..WritesStopped::default()
+                });
+            }
+            (SwitchoverCommand::Decide, _) => WriteState::Final,
+            (SwitchoverCommand::Reopen, Some((_, WriteState::Final))) => WriteState::Final,
+            (SwitchoverCommand::Open | SwitchoverCommand::Reopen, _) => open,
+        };
+        agent.write_stop = Some((job, state));
+        Outcome::WriteState(state)
     }
 
     fn as_source(&mut self, name: &str, job: JobId, command: &SourceCommand) -> Outcome {

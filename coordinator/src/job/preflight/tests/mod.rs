@@ -83,9 +83,6 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
         ("pooler", Error, |w| {
             w.source.server.pooled = Some("one pid, two sessions".into());
         }),
-        ("read_only", Error, |w| {
-            set(&mut w.target.server, "default_transaction_read_only", "on");
-        }),
         ("array_nulls", Error, |w| {
             set(&mut w.target.server, "array_nulls", "off");
         }),

@@ -32,7 +32,6 @@ fn a_load_asks_neither_for_replication_nor_for_a_source_to_read() {
         ("idle_replication_slot_timeout", "20"),
         ("wal_sender_timeout", "2000"),
         ("old_snapshot_threshold", "60"),
-        ("default_transaction_read_only", "on"),
     ] {
         set(&mut source.server, name, value);
     }

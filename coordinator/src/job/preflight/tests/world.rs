@@ -51,7 +51,6 @@ pub(super) fn capacity(bound_by: &str, limit: u64, used: u64) -> Capacity {
 pub(super) fn healthy_server(identity: Identity) -> ServerFacts {
     let settings = [
         ("wal_level", "logical"),
-        ("default_transaction_read_only", "off"),
         ("max_slot_wal_keep_size", "-1"),
         ("idle_replication_slot_timeout", "0"),
         ("statement_timeout", "0"),

@@ -9,6 +9,7 @@ use super::super::job::{
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
+use super::super::switchover::SwitchoverCommand;
 use super::super::verify::{RowValues, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
@@ -264,6 +265,8 @@ pub enum NodeCommand {
         /// A path on this host, or a URL.
         location: String,
     },
+    /// A step of a switchover, on either of its nodes.
+    Switchover(SwitchoverCommand),
 }
 
 /// Arguments of [`SourceCommand::Open`].

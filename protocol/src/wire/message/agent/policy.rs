@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::switchover::{Closing, SwitchoverCommand};
 use super::command::{
     Command, Comparison, NodeCommand, RowsFrom, SlotOrigin, SourceCommand, TargetCommand,
 };
@@ -195,6 +196,20 @@ impl NodeCommand {
             Self::CheckStored { .. } => Policy::QUESTION
                 .named("check_snapshot")
                 .within(Policy::REMOVAL.limit),
+            Self::Switchover(command) => command.policy(),
+        }
+    }
+}
+
+impl SwitchoverCommand {
+    fn policy(&self) -> Policy {
+        match self {
+            Self::Look { .. } => Policy::QUESTION.named("look_before_switchover"),
+            Self::Close(Closing::Old { .. }) => Policy::STEP.named("stop_writes"),
+            Self::Close(Closing::New) => Policy::STEP.named("close_database"),
+            Self::Decide => Policy::STEP.named("decide_switchover"),
+            Self::Open => Policy::REMOVAL.named("open_database"),
+            Self::Reopen => Policy::REMOVAL.named("reopen_database"),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
+use super::switchover::SwitchoverView;
 use super::verify::VerifyReport;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
@@ -82,6 +83,8 @@ pub enum ApiReply {
     Verifying(WorkProgress),
     /// What a comparison of rows came to.
     Compared(Box<VerifyReport>),
+    /// What a switchover is at. The last one is how it ended.
+    Switchover(Box<SwitchoverView>),
 }
 
 /// A node, as the CLI shows it.
@@ -135,6 +138,8 @@ pub struct NodeView {
     pub detached: Option<DetachedFrom>,
     /// How its sequences follow, where that is known.
     pub sequences: Option<SequencesView>,
+    /// The switchover that it is part of, or the last one.
+    pub switchover: Option<Box<SwitchoverView>>,
 }
 
 /// What a job waits for that cannot go on at this moment.

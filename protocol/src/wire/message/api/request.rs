@@ -6,6 +6,7 @@ use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
+use super::super::switchover::SwitchoverSpec;
 use super::super::verify::VerifySpec;
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
@@ -121,6 +122,8 @@ pub enum Query {
         /// As in [`DetachSpec::absent`].
         absent: AbsentSource,
     },
+    /// [`ApiReply::Findings`]: what speaks against [`Order::Switchover`].
+    SwitchoverPlan(Box<SwitchoverSpec>),
 }
 
 /// What changes something.
@@ -192,6 +195,8 @@ pub enum Order {
     /// The node stops following for good and keeps tables and rows; [`ApiReply::End`] when that is done, after
     /// [`ApiReply::Left`] with what stays or was not done, if anything. Also of a node that is already detached.
     Detach(DetachSpec),
+    /// [`ApiReply::Switchover`] whenever it has come further. Closing the stream before it is decided undoes it.
+    Switchover(Box<SwitchoverSpec>),
 }
 
 /// Arguments of [`Order::Detach`].

@@ -1,0 +1,35 @@
+//! Follows a switchover until it has ended.
+
+use steep_protocol::Fault;
+use steep_protocol::FaultKind;
+use steep_protocol::message::api::ApiReply;
+use steep_protocol::message::switchover::{SwitchoverStep, SwitchoverView};
+use tokio::sync::watch;
+
+use super::follow::stopping;
+use super::{Ended, Stream};
+
+impl Stream {
+    /// [`steep_protocol::message::api::Order::Switchover`]. Until it is decided, the loop undoes a switchover that
+    /// nobody follows.
+    pub(super) async fn switching(
+        &mut self,
+        mut feed: watch::Receiver<SwitchoverView>,
+    ) -> Result<(), Ended> {
+        loop {
+            let view = feed.borrow_and_update().clone();
+            let step = view.step;
+            let fault = view.fault.clone();
+            self.reply(&ApiReply::Switchover(Box::new(view))).await?;
+            match step {
+                SwitchoverStep::Completed => return Ok(()),
+                SwitchoverStep::Undone => {
+                    let none = || Fault::new(FaultKind::Failed, "the switchover was undone");
+                    return Err(fault.unwrap_or_else(none).into());
+                }
+                _ => {}
+            }
+            feed.changed().await.map_err(|_| stopping())?;
+        }
+    }
+}
