@@ -225,7 +225,11 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 50] = [
+const ELSEWHERE: [&str; 54] = [
+    "tables.added",
+    "tables.dropped",
+    "tables.policy",
+    "tables.not_added",
     "init.adopted",
     "verify.completed",
     "verify.failed",
@@ -279,7 +283,9 @@ const ELSEWHERE: [&str; 50] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 11] = [
+const NO_EVENTS: [&str; 13] = [
+    "tables.add",
+    "tables.drop",
     "snapshot.generate",
     "snapshot.apply",
     "snapshot.delete",

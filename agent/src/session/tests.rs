@@ -201,6 +201,7 @@ impl Node {
             rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
             only_at: None,
+            followed: None,
         }
     }
 
@@ -310,6 +311,7 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
                     data,
                     earlier: Vec::new(),
                     sequences: None,
+                    joined: None,
                 },
             )
             .await;
@@ -448,6 +450,7 @@ async fn a_target_that_is_slow_or_gives_up_holds_up_no_other() {
             data,
             earlier: Vec::new(),
             sequences: None,
+            joined: None,
         },
     )
     .await;

@@ -5,6 +5,7 @@ mod events;
 mod init;
 mod schema;
 mod snapshot;
+mod tables;
 mod verify;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub(crate) use init::{
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
+pub(crate) use tables::{AddArgs, DropArgs, NewTablesChoice, TablesCommand};
 pub(crate) use verify::{OverlapArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
@@ -122,6 +124,9 @@ Examples:
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
+    /// List, add and drop the tables that a node follows, while it goes on following
+    #[command(subcommand)]
+    Tables(TablesCommand),
     /// End a node's replication for good; tables and rows stay on it
     Detach(DetachArgs),
     /// Read a node once into a store; list, verify and delete what is stored

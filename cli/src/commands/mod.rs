@@ -10,6 +10,7 @@ mod nodes;
 mod remove;
 mod schema;
 mod snapshot;
+mod tables;
 mod verify;
 mod watch;
 
@@ -96,6 +97,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             last_report: true,
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
+        Command::Tables(command) => tables::run(command, &context).await,
         Command::Detach(args) => detach::run(args, &context).await,
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,

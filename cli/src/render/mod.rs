@@ -18,6 +18,7 @@ pub(crate) mod report;
 pub(crate) mod schema;
 pub(crate) mod stored;
 mod table;
+pub(crate) mod tables;
 pub(crate) mod verify;
 pub(crate) mod waiting;
 

@@ -76,6 +76,14 @@ impl<S: Store> Driver<S> {
             Order::Capture { node, peer } => {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
+            Order::ChangeTables(spec) => {
+                let begun = self.change_tables(spec, by, ticket, now);
+                begun.map(|job| one(Some(job)))
+            }
+            Order::SetNewTables { node, policy } => {
+                let set = self.set_new_tables(&node, policy, by, ticket, now);
+                set.map(|()| Vec::new())
+            }
             Order::Detach(spec) => self.detach(spec, by, ticket, now).map(one),
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
             Order::Generate(spec) => self.generate(*spec, by, ticket, now).map(|()| Vec::new()),
@@ -189,8 +197,13 @@ impl<S: Store> Driver<S> {
         let replication = job.replication();
         self.out.writes.push(Write::Job(Box::new(job.clone())));
         if let Some(record) = self.nodes.get_mut(&target) {
-            record.job = Some(id);
-            record.replicates_by(&replication);
+            if job.change.is_some() {
+                // What it follows by stays that of its job.
+                record.change = Some(id);
+            } else {
+                record.job = Some(id);
+                record.replicates_by(&replication);
+            }
         }
         self.adopt(job, CopyProgress::default(), now);
         self.log(note, now);
@@ -339,6 +352,11 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
     match first.method {
         Method::TwoPhase => others.iter().all(same),
         Method::Snapshot => !others.is_empty() && others.iter().all(same),
-        Method::Native | Method::Backup | Method::Stored | Method::Load => false,
+        Method::Native
+        | Method::Backup
+        | Method::Stored
+        | Method::Load
+        | Method::Add
+        | Method::Drop => false,
     }
 }

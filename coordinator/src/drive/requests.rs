@@ -90,6 +90,9 @@ impl<S: Store> Driver<S> {
                 return finding.map(|()| None);
             }
             Query::DetachPlan { node, absent } => self.detach_plan(&node, absent)?,
+            Query::Tables { node } => {
+                return self.list_tables(&node, ticket, now).map(|()| None);
+            }
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

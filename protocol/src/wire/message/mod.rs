@@ -18,6 +18,7 @@ pub mod lineage;
 pub mod peer;
 pub mod schema;
 pub mod snapshot;
+pub mod tables;
 pub mod verify;
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ impl World {
                     page: 1,
                 }),
             },
+            Command::Node(NodeCommand::ListTables { .. }) => Outcome::Listed(Default::default()),
             Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
             Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(FoundSnapshot {
                 snapshot: SnapshotId(job.0),
@@ -46,7 +47,7 @@ impl World {
                     ..self.facts.clone()
                 }))
             }
-            SourceCommand::Admit { .. } => {
+            SourceCommand::Admit { .. } | SourceCommand::AdmitChange { .. } => {
                 self.agent(name).admitted.insert(job);
                 Outcome::Done
             }
@@ -147,6 +148,8 @@ impl World {
             }),
             TargetCommand::Subscribe { .. }
             | TargetCommand::Fold { .. }
+            | TargetCommand::Join(_)
+            | TargetCommand::Leave(_)
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Release
             | TargetCommand::Cleanup { .. } => Outcome::Done,

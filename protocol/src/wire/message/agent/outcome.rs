@@ -7,6 +7,7 @@ use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
+use super::super::tables::TableList;
 use super::super::verify::VerifyReport;
 use crate::wire::{ByteCount, Lsn, RowCount};
 
@@ -85,6 +86,8 @@ pub enum Outcome {
     Compared(Box<VerifyReport>),
     /// Of `TargetCommand::RaiseSequences`.
     SequencesRaised(SequencesRaised),
+    /// Of `NodeCommand::ListTables`.
+    Listed(TableList),
 }
 
 /// What setting a node's sequences to its source's came to.

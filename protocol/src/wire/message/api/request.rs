@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
-use super::super::job::{CancelledData, JobSpec, TableFilter};
+use super::super::job::{CancelledData, JobSpec, NewTables, TableFilter};
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
+use super::super::tables::ChangeSpec;
 use super::super::verify::VerifySpec;
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
@@ -121,6 +122,11 @@ pub enum Query {
         /// As in [`DetachSpec::absent`].
         absent: AbsentSource,
     },
+    /// [`ApiReply::Tables`]: the tables that a node follows, and those of its source that it could.
+    Tables {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 /// What changes something.
@@ -192,6 +198,15 @@ pub enum Order {
     /// The node stops following for good and keeps tables and rows; [`ApiReply::End`] when that is done, after
     /// [`ApiReply::Left`] with what stays or was not done, if anything. Also of a node that is already detached.
     Detach(DetachSpec),
+    /// As [`Order::Init`], of one job: tables join the replication of a node that follows, or leave it.
+    ChangeTables(ChangeSpec),
+    /// [`ApiReply::End`]: from now on, the node does that about tables that are created on its source later.
+    SetNewTables {
+        /// The node.
+        node: NodeId,
+        /// What.
+        policy: NewTables,
+    },
 }
 
 /// Arguments of [`Order::Detach`].
