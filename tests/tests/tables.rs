@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Cluster, Output};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::session::Session;
@@ -26,7 +26,7 @@ fn made_later(source: &Database, rows: u32) -> Result<()> {
         CREATE TYPE "New ☃".mood AS ENUM ('sad', 'ok');
         CREATE TABLE {later} (id serial PRIMARY KEY, body text, felt "New ☃".mood NOT NULL DEFAULT 'ok',
             tid int REFERENCES pgbench_tellers, CHECK (length(body) > 0));
-        CREATE INDEX ON {later} (tid, body);
+        CREATE INDEX ON {later} (tid);
         COMMENT ON TABLE {later} IS 'it''s new';
         GRANT SELECT (body) ON {later} TO PUBLIC;
         ALTER TABLE {later} ENABLE ROW LEVEL SECURITY;
@@ -57,12 +57,13 @@ fn following(cluster: Cluster) -> Result<(Cluster, Load)> {
     Ok((cluster, load))
 }
 
-fn tables(
-    cluster: &Cluster,
-    command: &str,
-    further: &[&str],
-) -> Result<steep_tests::cluster::Output> {
+fn tables(cluster: &Cluster, command: &str, further: &[&str]) -> Result<Output> {
     cluster.cli(&[&["tables", command, "--node", "node_b"], further].concat())
+}
+
+/// What a command has said to people.
+fn said(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
 }
 
 fn events(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
@@ -102,7 +103,7 @@ fn one_of_each(cluster: &Cluster) -> Result<()> {
 fn a_table_that_is_added_is_copied_exactly_while_all_others_go_on() -> Result<()> {
     let (cluster, load) = following(Cluster::pair()?)?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    made_later(&source, 50_000)?;
+    made_later(&source, 10_000)?;
     let listed = tables(&cluster, "list", &["--json"])?
         .expect(0)?
         .last_object()?;
@@ -115,7 +116,7 @@ fn a_table_that_is_added_is_copied_exactly_while_all_others_go_on() -> Result<()
         (end["event"].as_str(), end["state"].as_str()),
         (Some("tables.added"), Some("synchronized"))
     );
-    ensure!(end["rows_copied"].as_u64() > Some(40_000), "{end}");
+    ensure!(end["rows_copied"].as_u64() > Some(9_000), "{end}");
     let state = events(&cluster, "init.state_change")?;
     let last = state
         .iter()
@@ -134,10 +135,7 @@ fn a_table_that_is_added_is_copied_exactly_while_all_others_go_on() -> Result<()
         .last_object()?;
     assert_eq!(listed["not_followed"], 0, "{listed}");
     let again = tables(&cluster, "add", &[LATER.1])?.expect(1)?;
-    ensure!(
-        again.text().contains("follows") || again.stderr.contains("follows"),
-        "{again}"
-    );
+    ensure!(said(&again).contains("already"), "{again}");
     assert_eq!(cluster.state("node_b")?, "synchronized");
     source.sql(&format!(
         "UPDATE {} SET body = 'again' WHERE id < 2000",
@@ -149,18 +147,22 @@ fn a_table_that_is_added_is_copied_exactly_while_all_others_go_on() -> Result<()
 
 /// Starts to add the table, slowly, and returns once rows arrive.
 fn adding_slowly(cluster: &Cluster) -> Result<()> {
-    let slowly = [LATER.1, "--parallel", "1", "--detach"];
+    let slowly = [
+        LATER.1,
+        "--parallel",
+        "1",
+        "--max-rate",
+        "100kB",
+        "--detach",
+    ];
     tables(cluster, "add", &slowly)?.expect(0)?;
-    cluster
-        .cli(&["init", "adjust", "--node", "node_b", "--max-rate", "4MB"])?
-        .expect(0)?;
     cluster.wait_phase("node_b", "copy")
 }
 
 #[test]
 fn a_table_is_added_exactly_whoever_dies_in_whatever_phase() -> Result<()> {
     let (mut cluster, load) = following(Cluster::pair()?)?;
-    made_later(&cluster.database("node_a"), 100_000)?;
+    made_later(&cluster.database("node_a"), 10_000)?;
     adding_slowly(&cluster)?;
     for node in ["node_b", "node_a"] {
         cluster.kill_agent(node)?;
@@ -216,7 +218,7 @@ fn is_as_before(cluster: &Cluster) -> Result<()> {
 fn a_cancel_in_mid_copy_and_one_while_it_joins_leave_the_node_as_it_was() -> Result<()> {
     let (cluster, load) = following(Cluster::pair()?)?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    made_later(&source, 100_000)?;
+    made_later(&source, 10_000)?;
     let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
     adding_slowly(&cluster)?;
     assert_eq!(cluster.state("node_b")?, "reinitializing");
@@ -250,12 +252,12 @@ fn a_table_that_cannot_be_added_costs_the_node_nothing_and_says_why() -> Result<
     )?;
     target.sql("CREATE TABLE other (id int PRIMARY KEY, body int)")?;
     let differs = tables(&cluster, "add", &["public.other"])?.expect(3)?;
-    ensure!(differs.stderr.contains("column body"), "{differs}");
+    ensure!(said(&differs).contains("column body"), "{differs}");
     target.sql("DROP TABLE other; CREATE TABLE other (id int PRIMARY KEY, body text); INSERT INTO other VALUES (7, 'b')")?;
     let full = tables(&cluster, "add", &["public.other"])?.expect(1)?;
-    ensure!(full.stderr.contains("--force"), "{full}");
+    ensure!(said(&full).contains("--force"), "{full}");
     let unknown = tables(&cluster, "add", &["public.others"])?.expect(1)?;
-    ensure!(unknown.stderr.contains("public.other"), "{unknown}");
+    ensure!(said(&unknown).contains("public.other"), "{unknown}");
     let view = cluster.node_view("node_b")?.context("node_b")?;
     ensure!(
         view["error_message"]
@@ -276,7 +278,7 @@ fn a_table_that_cannot_be_added_costs_the_node_nothing_and_says_why() -> Result<
     ])?;
     cluster.wait_state("node_b", &["reinitializing"], LIMIT)?;
     let second = tables(&cluster, "drop", &["public.pgbench_branches", "--yes"])?.expect(1)?;
-    ensure!(second.stderr.contains("is running"), "{second}");
+    ensure!(said(&second).contains("is running"), "{second}");
     first.finish(LIMIT)?.expect(0)?;
     follows_exactly(&cluster, load)
 }

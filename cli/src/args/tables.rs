@@ -4,11 +4,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::message::job::NewTables;
 use steep_protocol::message::tables::{Adding, Change, ChangeSpec};
-use steep_protocol::{NodeId, TableName};
+use steep_protocol::{ByteCount, NodeId, TableName};
 
 use super::SchemaChoice;
 use super::choices::{existing, mode, parse_table};
 use crate::settings::Settings;
+use crate::units::parse_size;
 
 /// Commands about the tables of a node that follows.
 #[derive(Debug, Subcommand)]
@@ -85,6 +86,10 @@ pub(crate) struct AddArgs {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) parallel: Option<u8>,
+    /// Maximum bytes of rows a second, before compression, such as 50MB [default: that of the node's
+    /// initialisation]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_rate: Option<ByteCount>,
     /// Return once the job is stored; follow it with `init progress`
     #[arg(long)]
     pub(crate) detach: bool,
@@ -118,6 +123,7 @@ impl AddArgs {
                 schema_mode: mode(Some(schema_sync)),
                 existing: existing(self.force),
                 parallel: self.parallel,
+                max_rate: self.max_rate,
             }),
         }
     }

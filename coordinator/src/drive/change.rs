@@ -247,6 +247,7 @@ fn described(snapshot: SnapshotId) -> String {
 fn add(spec: &mut JobSpec, adding: Adding) -> Result<Method, Fault> {
     spec.schema_mode = adding.schema_mode;
     spec.existing = adding.existing;
+    spec.max_rate = adding.max_rate.or(spec.max_rate);
     if let Some(parallel) = adding.parallel {
         if !(1..=limits::WORKERS_MAX).contains(&parallel) {
             let text = format!("use 1 to {} parallel workers", limits::WORKERS_MAX);

@@ -55,8 +55,7 @@ impl<S: Store> Driver<S> {
                 policy.name()
             );
             let note = Note::info("tables.policy", text).node(node);
-            let note = note.field("operator", operator);
-            self.log(note.field("new_tables", policy.name()), now);
+            self.log(note.field("operator", operator), now);
         }
         self.new_tables.remove(node);
         self.answer(ticket, Ok(Answer::Replies(Vec::new())));
@@ -110,6 +109,7 @@ impl<S: Store> Driver<S> {
                 schema_mode: SchemaMode::Strict,
                 existing: ExistingRows::Refuse,
                 parallel: None,
+                max_rate: None,
             }),
         };
         if let Err(fault) = self.begin_change(spec, BY, now) {

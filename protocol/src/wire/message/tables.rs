@@ -52,6 +52,8 @@ pub struct Adding {
     pub existing: ExistingRows,
     /// Workers; those of the node's initialisation by default.
     pub parallel: Option<u8>,
+    /// Maximum COPY bytes a second over all workers; that of the node's initialisation by default.
+    pub max_rate: Option<ByteCount>,
 }
 
 /// Most tables that are listed; more are only counted. Together they fit a control frame.
