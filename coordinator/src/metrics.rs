@@ -149,6 +149,11 @@ fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
         "steep_coordinator_sequences_set_timestamp_seconds",
         "When the node's sequences were last set to the source's; absent while unknown",
         following().filter_map(|(labels, follows)| Some((labels, follows.sequences_set? as f64))),
+    )?;
+    page.gauge(
+        "steep_coordinator_tables_not_followed",
+        "Tables that were created on the source since the node was initialised, and that it does not follow",
+        following().map(|(labels, follows)| (labels, follows.not_followed)),
     )
 }
 

@@ -24,7 +24,7 @@ mod samples;
 
 pub use columns::{definition, fingerprint, line};
 pub use cut::bounded;
-pub use diff::{Comparison, Status, TableComparison, compare, gates, named, place};
+pub use diff::{Comparison, Status, TableComparison, compare, creates, gates, named, place};
 pub use model::Schema;
 pub use plan::{Contents, Plan, at_stake, blocker, plan, review};
 pub use rows::{Unfindable, unfindable};

@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 58] = [
+const ELSEWHERE: [&str; 62] = [
     "switchover.started",
     "switchover.step",
     "switchover.retried",
@@ -233,6 +233,10 @@ const ELSEWHERE: [&str; 58] = [
     "switchover.undone",
     "switchover.completed",
     "switchover.writes_given_back",
+    "tables.added",
+    "tables.dropped",
+    "tables.policy",
+    "tables.not_added",
     "init.adopted",
     "verify.completed",
     "verify.failed",
@@ -287,7 +291,9 @@ const ELSEWHERE: [&str; 58] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 11] = [
+const NO_EVENTS: [&str; 13] = [
+    "tables.add",
+    "tables.drop",
     "snapshot.generate",
     "snapshot.apply",
     "snapshot.delete",

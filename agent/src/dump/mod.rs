@@ -416,6 +416,7 @@ mod tests {
             filter: TableFilter {
                 include_schemas: Vec::new(),
                 exclude_tables: vec![TableName::new("s.t", "u?").unwrap()],
+                ..TableFilter::default()
             },
             excluded_with_root: vec![TableName::new("s", "leaf").unwrap()],
             extension_tables: vec![TableName::new("e", "Conf").unwrap()],

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use steep_protocol::TableName;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::facts::UnmatchedFilter;
 use steep_protocol::message::job::TableFilter;
@@ -39,7 +40,7 @@ pub(super) async fn gather(
         let wanted = wanted.map(|schema| vec![schema.as_str().to_owned()]);
         unmatched.extend(missing("--include-schema", wanted, &known));
     }
-    if !filter.exclude_tables.is_empty() {
+    if !filter.exclude_tables.is_empty() || !filter.include_tables.is_empty() {
         let rows = session
             .run(&task.cancel, session.query(RELATIONS, &[]))
             .await?;
@@ -47,10 +48,11 @@ pub(super) async fn gather(
             .iter()
             .map(|row| Ok(vec![row.try_get(0)?, row.try_get(1)?]));
         let known = known.collect::<Result<BTreeSet<Vec<String>>, PgError>>()?;
-        let wanted = filter.exclude_tables.iter();
-        let wanted =
-            wanted.map(|t| vec![t.schema.as_str().to_owned(), t.table.as_str().to_owned()]);
-        unmatched.extend(missing("--exclude-table", wanted, &known));
+        let names = |t: &TableName| vec![t.schema.as_str().to_owned(), t.table.as_str().to_owned()];
+        let excluded = filter.exclude_tables.iter().map(names);
+        unmatched.extend(missing("--exclude-table", excluded, &known));
+        let included = filter.include_tables.iter().map(names);
+        unmatched.extend(missing("tables add", included, &known));
     }
     unmatched.truncate(LISTED_MAX);
     Ok(unmatched)

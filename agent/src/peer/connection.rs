@@ -285,6 +285,15 @@ impl SourceAgent {
         }
     }
 
+    /// Has the job's tables taken out of the publication that this node follows.
+    pub(crate) async fn leave_tables(&self) -> Result<(), Fault> {
+        let request = PeerRequest::LeaveTables { job: self.job };
+        match self.ask(&request).await?.0 {
+            PeerReply::Noted => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Waits until an earlier epoch's slot has confirmed a fence, and returns that.
     pub(crate) async fn pass_fence(&self, epoch: &Replication) -> Result<Lsn, Fault> {
         let (job, epoch) = (self.job, epoch.clone());

@@ -13,6 +13,7 @@ use steep_protocol::message::agent::{EarlierEpoch, SubscriptionStart};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{Fault, FaultKind, Identifier, Retry, TableName};
 
+use super::options;
 use super::subscription::{
     Position, advance, create, enable, find, gone, unsubscribe, use_own_publication,
 };
@@ -104,7 +105,7 @@ async fn is_decoded_for(conn: &Conn, name: &Identifier) -> Result<bool, Fault> {
 }
 
 /// Stops a subscription. An earlier try may have stopped the present one and renamed it.
-async fn stop(conn: &Conn, task: &Task, name: &Identifier) -> Result<(), Fault> {
+pub(super) async fn stop(conn: &Conn, task: &Task, name: &Identifier) -> Result<(), Fault> {
     let Some(found) = find(conn, name).await? else {
         return Ok(());
     };
@@ -133,7 +134,7 @@ async fn is_applying(conn: &Conn, oid: u32) -> Result<bool, Fault> {
 }
 
 /// Creates the subscription again where it stopped, with the tables that its publication has now.
-async fn start_again(
+pub(super) async fn start_again(
     conn: &Conn,
     task: &Task,
     source: &SourceAgent,
@@ -163,11 +164,12 @@ async fn start_again(
     if let Some(position) = position.and_then(|lsn| lsn.parse().ok()) {
         advance(conn, new.oid, position, Position::Decides).await?;
     }
+    options::carry_over(conn, (old.oid, new.oid), &name).await?;
     unsubscribe(conn, &stopped).await?;
     enable(conn, &name).await
 }
 
-fn busy(left: &[TableName]) -> Fault {
+pub(super) fn busy(left: &[TableName]) -> Fault {
     let named: Vec<String> = left.iter().take(NAMED).map(ToString::to_string).collect();
     let more = match left.len().saturating_sub(NAMED) {
         0 => String::new(),

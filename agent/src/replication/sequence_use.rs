@@ -66,9 +66,11 @@ async fn read_all(
             after = row.try_get(0)?;
             let name = table_name(row, 1)?;
             let owned = row.try_get::<_, Option<String>>(3)?.is_some();
-            let admitted = everything
-                || filter.admits(&name)
-                    && (!owned || partitions.admitted(filter, &table_name(row, 3)?));
+            let admitted = match owned {
+                _ if everything => true,
+                true => partitions.owns(filter, &table_name(row, 3)?, &name),
+                false => filter.admits(&name),
+            };
             if !admitted || !row.try_get::<_, bool>(5)? {
                 continue;
             }

@@ -55,8 +55,10 @@ async fn read_all(
     for row in session.run(&task.cancel, session.query(&sql, &[])).await? {
         let name = table_name(&row, 0)?;
         let owned = row.try_get::<_, Option<String>>(2)?.is_some();
-        let admitted =
-            filter.admits(&name) && (!owned || partitions.admitted(filter, &table_name(&row, 2)?));
+        let admitted = match owned {
+            true => partitions.owns(filter, &table_name(&row, 2)?, &name),
+            false => filter.admits(&name),
+        };
         // Owned by two columns it would appear twice; PostgreSQL does not do that, but could.
         if admitted && names.last() != Some(&name) {
             names.push(name);

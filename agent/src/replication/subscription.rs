@@ -23,7 +23,7 @@ use crate::task::Task;
 
 pub(super) struct Found {
     pub(super) oid: u32,
-    enabled: bool,
+    pub(super) enabled: bool,
 }
 
 pub(super) async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
@@ -218,7 +218,7 @@ pub(super) async fn use_own_publication(
 }
 
 /// Runs a statement without the connection string in any text, and then another one, in one transaction.
-async fn in_a_block(
+pub(super) async fn in_a_block(
     conn: &Conn,
     (statement, then): (&str, Option<&str>),
     source: &Secret,

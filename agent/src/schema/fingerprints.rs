@@ -2,7 +2,7 @@
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaReview;
-use steep_protocol::{Fault, Identifier, NodeId};
+use steep_protocol::{Fault, Identifier, NodeId, TableName};
 use steep_schema::{Schema, compare, line, plan, review};
 
 use crate::node::connection::Conn;
@@ -61,16 +61,16 @@ pub(crate) async fn store(
         .iter()
         .map(Identifier::as_str)
         .collect();
-    let without = filter.exclude_tables.iter();
-    let (schemas, names): (Vec<&str>, Vec<&str>) = without
-        .map(|table| (table.schema.as_str(), table.table.as_str()))
-        .unzip();
+    let (schemas, names) = split(&filter.exclude_tables);
+    let (of, named) = split(&filter.include_tables);
     conn.execute("BEGIN").await?;
     let forget = "DELETE FROM steep_repl.schema_fingerprints AS f WHERE f.node_id = $1
-        AND (cardinality($2::text[]) = 0 OR f.schema_name = ANY ($2))
+        AND (cardinality($2::text[]) + cardinality($5::text[]) = 0 OR f.schema_name = ANY ($2)
+            OR (f.schema_name, f.table_name) IN (
+                SELECT s, t FROM unnest($5::text[], $6::text[]) AS named (s, t)))
         AND (f.schema_name, f.table_name) NOT IN (
             SELECT s, t FROM unnest($3::text[], $4::text[]) AS without (s, t))";
-    conn.rows(forget, &[&peer, &within, &schemas, &names])
+    conn.rows(forget, &[&peer, &within, &schemas, &names, &of, &named])
         .await?;
     let tables: Vec<_> = schema.tables().collect();
     for batch in tables.chunks(STORE_BATCH) {
@@ -90,4 +90,12 @@ pub(crate) async fn store(
             .await?;
     }
     conn.execute("COMMIT").await
+}
+
+/// Schemas and names of tables.
+fn split(tables: &[TableName]) -> (Vec<&str>, Vec<&str>) {
+    let tables = tables.iter();
+    tables
+        .map(|table| (table.schema.as_str(), table.table.as_str()))
+        .unzip()
 }

@@ -5,8 +5,10 @@
 //! schema is created in a database without tables. After that only listed objects do, so a table that
 //! somebody creates meanwhile is never dropped.
 
+use std::collections::HashSet;
+
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{Fault, JobId};
+use steep_protocol::{Fault, JobId, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
@@ -95,6 +97,19 @@ fn mine(only_listed: bool) -> String {
              SELECT classid, objid FROM steep_repl.created JOIN steep_repl.jobs j USING (job)
              WHERE job = $1 AND j.owns_listed {unlisted}) {DROPS}"
     )
+}
+
+/// The tables and sequences that a job has listed as its own.
+pub(crate) async fn created_relations(
+    conn: &Conn,
+    job: JobId,
+) -> Result<HashSet<TableName>, Fault> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM steep_repl.created JOIN pg_class c ON c.oid = objid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE job = $1 AND classid = 'pg_class'::regclass AND c.relkind IN ('r', 'p', 'S')";
+    let rows = conn.rows(sql, &[&job.to_string()]).await?;
+    let name = |row: &Row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok();
+    Ok(rows.iter().filter_map(name).collect())
 }
 
 /// What is dropped along with an object.

@@ -33,10 +33,11 @@ use crate::peer::conversation::Remote;
 use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
+use crate::replication::join::{self, Leaving};
 use crate::replication::{fence, fold, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
-use crate::snapshot::{SourceJobs, slot};
+use crate::snapshot::{self, SourceJobs, slot};
 use crate::stored::{self, Reader, carried::Carried};
 use crate::switchover;
 use crate::target;
@@ -125,6 +126,13 @@ impl Agent {
                 let found = stored::carried::find(&self.reader(), &location).await?;
                 Ok(Outcome::Found(found))
             }
+            Command::Node(NodeCommand::ListTables {
+                replication,
+                filter,
+            }) => {
+                let listed = snapshot::list(task, replication, &filter).await?;
+                Ok(Outcome::Listed(listed))
+            }
             Command::Node(NodeCommand::CheckPlace { location }) => {
                 stored::check_place(&location, &self.node).await?;
                 Ok(Outcome::Done)
@@ -167,6 +175,11 @@ impl Agent {
             SourceCommand::AdmitVerify { target, values } => {
                 self.jobs.admit_comparison(job, target, values);
             }
+            SourceCommand::AdmitChange {
+                target,
+                filter,
+                followed,
+            } => self.jobs.admit_change(job, target, filter, followed),
             SourceCommand::Open(request) => return self.open(task, request).await,
             SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.released(job) {
@@ -319,6 +332,16 @@ impl Agent {
                 let folded = fold::fold(task, &link, origin, &earlier).await;
                 folded.map(|()| Outcome::Done)
             }
+            TargetCommand::Join(changed) => {
+                let link = self.source_agent(changed.source, job);
+                let joined = join::join(task, &link, &changed.followed).await;
+                joined.map(|()| Outcome::Done)
+            }
+            TargetCommand::Leave(changed) => {
+                let link = self.source_agent(changed.source.clone(), job);
+                let left = join::leave(task, &link, &changed, Leaving::Ordered).await;
+                left.map(|()| Outcome::Done)
+            }
             TargetCommand::AwaitNativeCopy => {
                 let copied = target::await_native_copy(task).await;
                 copied.map(|()| Outcome::Done)
@@ -342,10 +365,15 @@ impl Agent {
                 data,
                 earlier,
                 sequences,
+                joined,
             } => {
                 self.reports.forget(job);
                 self.kept.forget(job);
                 self.carried.forget(job);
+                if let Some(changed) = joined {
+                    let link = self.source_agent(changed.source.clone(), job);
+                    join::leave(task, &link, &changed, Leaving::Undone).await?;
+                }
                 let link = sequences.map(|source| self.source_agent(source, job));
                 let cleaned = target::cleanup(task, data, &earlier, link.as_ref());
                 Box::pin(cleaned).await.map(Outcome::Warned)

@@ -31,6 +31,7 @@ pub(super) async fn prepare(
         filter: request.filter,
         existing: request.existing,
         schema_mode: request.schema_mode,
+        absent: request.absent,
         note: request.note,
     };
     let RowsFrom::Copy(indexes) = request.rows else {

@@ -202,6 +202,7 @@ impl Node {
             rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
             only_at: None,
+            followed: None,
         }
     }
 
@@ -311,6 +312,7 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
                     data,
                     earlier: Vec::new(),
                     sequences: None,
+                    joined: None,
                 },
             )
             .await;
@@ -449,6 +451,7 @@ async fn a_target_that_is_slow_or_gives_up_holds_up_no_other() {
             data,
             earlier: Vec::new(),
             sequences: None,
+            joined: None,
         },
     )
     .await;

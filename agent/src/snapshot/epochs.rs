@@ -168,7 +168,7 @@ pub(crate) async fn widen(
 }
 
 /// The tables with rows that a publication covers.
-async fn leaves(
+pub(super) async fn leaves(
     session: &Session,
     listing: &Listing,
     name: &Identifier,
@@ -177,13 +177,16 @@ async fn leaves(
 }
 
 /// The tables with rows that a publication of `members` covers.
-fn below(listing: &Listing, members: &HashSet<u32>) -> Vec<TableName> {
+pub(super) fn below(listing: &Listing, members: &HashSet<u32>) -> Vec<TableName> {
     let all = plan::names(listing, &TableFilter::default());
     publication::published(listing, members, all)
 }
 
 /// The tables that a publication names.
-async fn members(session: &Session, name: &Identifier) -> Result<Vec<TableName>, PgError> {
+pub(super) async fn members(
+    session: &Session,
+    name: &Identifier,
+) -> Result<Vec<TableName>, PgError> {
     let sql = "SELECT n.nspname::text, c.relname::text FROM pg_publication_rel r \
          JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
          JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 ORDER BY 1, 2";
@@ -192,7 +195,7 @@ async fn members(session: &Session, name: &Identifier) -> Result<Vec<TableName>,
 }
 
 /// Lets the publication name exactly these tables.
-async fn set_members(
+pub(super) async fn set_members(
     session: &Session,
     cancel: &CancellationToken,
     name: &Identifier,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use steep_protocol::message::agent::HeldSnapshot;
 use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::tables::Followed;
 use steep_protocol::message::verify::RowValues;
 use steep_protocol::{ByteCount, JobId, NodeId, RowCount, SnapshotId};
 
@@ -30,6 +31,8 @@ pub(crate) struct SourceJob {
     pub(crate) replication: Option<JobId>,
     /// Whether its target may compare rows, and see their values.
     pub(crate) compares: Option<RowValues>,
+    /// The replication that its tables join or leave.
+    pub(crate) followed: Option<Followed>,
     pub(crate) open: Option<Holder>,
     /// `None` where the server holds no snapshot.
     held_since: Option<Instant>,
@@ -49,7 +52,7 @@ impl SourceJob {
 }
 
 impl SourceJobs {
-    /// Lets `target` ask for the job. An open snapshot of the job stays.
+    /// Lets `target` ask for the job. An open snapshot of the job stays, and so does what it follows.
     pub(crate) fn admit(
         &self,
         job: JobId,
@@ -60,6 +63,7 @@ impl SourceJobs {
         let mut jobs = self.lock();
         let old = jobs.remove(&job);
         let counted = old.as_ref().and_then(|old| old.counted);
+        let followed = old.as_ref().and_then(|old| old.followed.clone());
         let (open, held_since) = old.map_or((None, None), |old| (old.open, old.held_since));
         jobs.insert(
             job,
@@ -68,6 +72,7 @@ impl SourceJobs {
                 filter,
                 replication,
                 compares: None,
+                followed,
                 open,
                 held_since,
                 counted,
@@ -81,6 +86,20 @@ impl SourceJobs {
         self.admit(job, target, filter, None);
         if let Some(entry) = self.lock().get_mut(&job) {
             entry.compares = Some(values);
+        }
+    }
+
+    /// Lets `target` have tables join or leave what it follows, under that job.
+    pub(crate) fn admit_change(
+        &self,
+        job: JobId,
+        target: NodeId,
+        filter: TableFilter,
+        followed: Followed,
+    ) {
+        self.admit(job, target, filter, None);
+        if let Some(entry) = self.lock().get_mut(&job) {
+            entry.followed = Some(followed);
         }
     }
 

@@ -9,6 +9,7 @@
 //! more than a moment; nothing here writes to a user's table.
 
 pub(crate) mod epochs;
+pub(crate) mod joining;
 pub(crate) mod listing;
 pub(crate) mod plan;
 pub(crate) mod pool;
@@ -21,11 +22,13 @@ pub(crate) mod table_state;
 
 mod catalog;
 mod jobs;
+mod listed;
 mod open;
 mod replicated;
 mod types;
 
 pub(crate) use catalog::published_oids;
 pub(crate) use jobs::{SourceJob, SourceJobs};
+pub(crate) use listed::list;
 pub(crate) use open::{OpenSnapshot, open};
 pub(crate) use replicated::describe_replicated;

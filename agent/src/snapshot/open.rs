@@ -30,7 +30,7 @@ use super::pool::Pool;
 use super::sharing::Sharing;
 use super::table_state::TableState;
 use super::types::Types;
-use super::{epochs, publication, published, slot};
+use super::{epochs, joining, publication, published, slot};
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
 use crate::mutex::lock;
@@ -108,6 +108,9 @@ async fn try_open(
         .await
         .map_err(fault)?;
     epochs::narrow(&admin, task, request).await?;
+    if let Some(followed) = &request.followed {
+        joining::check(&admin, task, followed, &request.filter).await?;
+    }
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {

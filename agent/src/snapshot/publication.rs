@@ -141,6 +141,7 @@ mod tests {
         let filter = TableFilter {
             include_schemas: Vec::new(),
             exclude_tables: table.map(name).into_iter().collect(),
+            ..TableFilter::default()
         };
         members(listing, &filter)
             .iter()

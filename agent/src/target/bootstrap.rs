@@ -51,14 +51,14 @@ pub(super) async fn make<R: PartReader, Q: PartReader>(
 }
 
 /// Reads a dump statement by statement.
-struct Dump<R> {
+pub(super) struct Dump<R> {
     reader: R,
     splitter: Splitter,
     ended: bool,
 }
 
 impl<R: PartReader> Dump<R> {
-    fn new(reader: R) -> Self {
+    pub(super) fn new(reader: R) -> Self {
         let splitter = Splitter::default();
         Self {
             reader,
@@ -67,7 +67,7 @@ impl<R: PartReader> Dump<R> {
         }
     }
 
-    async fn next(&mut self, conn: &Conn) -> Result<Option<String>, Fault> {
+    pub(super) async fn next(&mut self, conn: &Conn) -> Result<Option<String>, Fault> {
         let bad = |error: SplitError| {
             conn.own(Fault::new(FaultKind::Failed, error.to_string())).hint(
                 "run pg_dump --schema-only on the source by hand and look for what is unusual in it",

@@ -7,6 +7,7 @@
 //!
 //! Idempotent by job. Nothing here decides what a job does next or talks to another node.
 
+mod belongings;
 mod bootstrap;
 mod cleanup;
 mod existing;

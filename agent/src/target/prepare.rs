@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{ExistingRows, SchemaMode, TableFilter};
+use steep_protocol::message::job::{AbsentTables, ExistingRows, SchemaMode, TableFilter};
 use steep_protocol::message::peer::{DatabaseSetting, TablePlan};
 use steep_protocol::{Fault, FaultKind, NodeId, TableName};
 use steep_schema::Schema;
 
-use super::{bootstrap, existing, sync};
+use super::{belongings, bootstrap, existing, sync};
 use crate::chunk::PartReader;
 use crate::deferred::build::{Purpose, build_constraints, build_indexes};
 use crate::deferred::checks::{self, LoadedBy, Reach};
@@ -46,6 +46,7 @@ pub(crate) struct SchemaRequest {
     pub(crate) filter: TableFilter,
     pub(crate) existing: ExistingRows,
     pub(crate) schema_mode: SchemaMode,
+    pub(crate) absent: AbsentTables,
     pub(crate) source: NodeId,
     pub(crate) described: Schema,
     /// The coordinator's, kept with the job's record.
@@ -105,10 +106,20 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
         }
         existing::make_ready(task, &conn, request, plan).await?;
         checks::defer(task, &conn, Reach::Planned, loaded_by).await?;
-        let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
-        indexes::refreshes(task, &conn, filled).await?;
+        let created = match wanted.absent {
+            AbsentTables::Differ => {
+                let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
+                indexes::refreshes(task, &conn, filled).await?;
+                None
+            }
+            AbsentTables::Created => Some((dumps.pre_data, dumps.post_data)),
+        };
         findings.extend(keep_out::set(&conn, task.job).await?);
-        conn.execute(&prepared).await?;
+        conn.execute("BEGIN").await?;
+        if let Some(dumps) = created {
+            belongings::defer(&conn, task.job, dumps).await?;
+        }
+        conn.execute(&format!("{prepared}; COMMIT")).await?;
         return Ok(findings);
     }
     findings.extend(bootstrap::make(task, &conn, (plan, wanted.note.as_deref()), dumps).await?);

@@ -10,11 +10,13 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{ExistingRows, SchemaMode};
+use steep_protocol::message::job::{AbsentTables, ExistingRows, SchemaMode};
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference, Subject};
 use steep_protocol::{Fault, FaultKind, Retry, TableName};
-use steep_schema::{Comparison, Plan, Schema, at_stake, blocker, compare, gates, named, plan};
+use steep_schema::{
+    Comparison, Plan, Schema, at_stake, blocker, compare, creates, gates, named, plan,
+};
 use tokio_postgres::error::SqlState;
 
 use super::{SchemaRequest, existing};
@@ -46,7 +48,11 @@ pub(super) async fn settle(
     if differing.is_empty() {
         return Ok(Vec::new());
     }
-    match request.schema_mode {
+    let mode = match request.absent {
+        AbsentTables::Created if differing.iter().all(|d| creates(d)) => SchemaMode::Auto,
+        AbsentTables::Created | AbsentTables::Differ => request.schema_mode,
+    };
+    match mode {
         SchemaMode::Manual => Ok(Vec::new()),
         SchemaMode::Strict => {
             let what = format!(

@@ -102,6 +102,7 @@ impl ReadChoices {
         TableFilter {
             include_schemas: self.include_schemas.clone(),
             exclude_tables: self.exclude_tables.clone(),
+            ..TableFilter::default()
         }
     }
 }

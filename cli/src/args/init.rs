@@ -9,6 +9,7 @@ use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, 
 use steep_protocol::message::job::{Compression, Confirmation, JobSpec, Method};
 use steep_protocol::{Lsn, NodeId, SnapshotId};
 
+use super::NewTablesChoice;
 use super::choices::{
     LoadChoices, ReadChoices, SchemaChoice, check_targets, confirmation, existing, mode,
 };
@@ -268,6 +269,9 @@ pub(crate) struct JobChoices {
     pub(crate) compress: Compression,
     #[command(flatten)]
     pub(crate) read: ReadChoices,
+    /// What the node does about tables that are created on the source later
+    #[arg(long, value_name = "POLICY", default_value = "report")]
+    pub(crate) new_tables: NewTablesChoice,
 }
 
 /// `--method`.
@@ -328,6 +332,7 @@ impl JobChoices {
         check_targets(targets, source)?;
         let spec = |target: &NodeId| JobSpec {
             method,
+            new_tables: self.new_tables.into(),
             compression: self.compress,
             filter: self.read.filter(),
             large_table_threshold: self.read.large_table_threshold,

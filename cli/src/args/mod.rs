@@ -6,6 +6,7 @@ mod init;
 mod schema;
 mod snapshot;
 mod switchover;
+mod tables;
 mod verify;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub(crate) use init::{
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 pub(crate) use switchover::SwitchoverArgs;
+pub(crate) use tables::{AddArgs, DropArgs, NewTablesChoice, TablesCommand};
 pub(crate) use verify::{OverlapArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
@@ -124,6 +126,9 @@ Examples:
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
+    /// List, add and drop the tables that a node follows, while it goes on following
+    #[command(subcommand)]
+    Tables(TablesCommand),
     /// End a node's replication for good; tables and rows stay on it
     Detach(DetachArgs),
     /// Move writes from a node to its replica, the end of a migration

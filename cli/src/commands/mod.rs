@@ -11,6 +11,7 @@ mod remove;
 mod schema;
 mod snapshot;
 mod switchover;
+mod tables;
 mod verify;
 mod watch;
 
@@ -97,6 +98,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             last_report: true,
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
+        Command::Tables(command) => tables::run(command, &context).await,
         Command::Detach(args) => detach::run(args, &context).await,
         Command::Switchover(args) => switchover::run(args, &context).await,
         Command::Watch(args) => watch::run(&args, &context).await,

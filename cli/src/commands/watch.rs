@@ -85,6 +85,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::DetachPlan(_)
+            | ApiReply::Tables(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)

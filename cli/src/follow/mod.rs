@@ -10,9 +10,7 @@ mod reconnect;
 
 use std::collections::BTreeMap;
 
-use steep_protocol::message::api::{
-    ApiReply, ApiRequest, EndView, InitRequest, Order, ProgressView,
-};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, Order, ProgressView};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::oneshot;
@@ -106,8 +104,8 @@ impl<'a> Follower<'a> {
     }
 
     /// Starts jobs and follows them. Reports every failure itself, so that no end is reported twice.
-    pub(crate) async fn start(mut self, request: InitRequest) -> Outcome {
-        let replies = self.client.ask(Order::Init(request)).await;
+    pub(crate) async fn start(mut self, order: impl Into<Order>) -> Outcome {
+        let replies = self.client.ask(order.into()).await;
         let feed = replies.map(|replies| Feed::of(vec![replies]));
         self.run(feed).await
     }
@@ -222,6 +220,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::DetachPlan(_)
+            | ApiReply::Tables(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)

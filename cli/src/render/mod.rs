@@ -19,6 +19,7 @@ pub(crate) mod schema;
 pub(crate) mod stored;
 pub(crate) mod switchover;
 mod table;
+pub(crate) mod tables;
 pub(crate) mod verify;
 pub(crate) mod waiting;
 

@@ -81,6 +81,8 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Load) => format!(", from a stored snapshot alone, {workers}"),
             Some(Method::Stored) => format!(", from a stored snapshot, {workers}"),
             Some(Method::Backup) => ", rows from a backup".to_owned(),
+            Some(Method::Add) => format!(", method add, {workers}"),
+            Some(Method::Drop) => ", method drop".to_owned(),
             None => String::new(),
         };
         lines.push(("ran", format!("{started:.0} to {ended:.0}{method}")));

@@ -220,6 +220,7 @@ impl ConnectionTask {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::DetachPlan(_)
+            | ApiReply::Tables(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Verified(_)

@@ -15,6 +15,7 @@ use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
 use steep_protocol::message::switchover::{Lacking, RowsCheck, SwitchoverSpec, WayBack};
+use steep_protocol::message::tables::Change;
 use steep_protocol::message::verify::RowValues;
 use steep_protocol::{Fault, JobId, NodeId};
 
@@ -57,6 +58,11 @@ impl AuditEntry {
             Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Detach(spec) => ("detach", &spec.node),
             Order::Switchover(spec) => ("switchover", &spec.to),
+            Order::SetNewTables { node, .. } => ("tables.policy", node),
+            Order::ChangeTables(spec) => match spec.change {
+                Change::Add(_) => ("tables.add", &spec.node),
+                Change::Drop => ("tables.drop", &spec.node),
+            },
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             Order::Verify(spec) => (command_of(spec.comparing), &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
@@ -75,6 +81,8 @@ impl AuditEntry {
                 wait.into_iter().chain(force).collect()
             }
             Order::Switchover(spec) => switchover_arguments(spec),
+            Order::SetNewTables { policy, .. } => vec![("new_tables", policy.name().to_owned())],
+            Order::ChangeTables(spec) => vec![("tables", listed(spec.tables.iter()))],
             Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
             Order::GiveUp { data, .. } => {
                 vec![
@@ -366,6 +374,9 @@ fn job_arguments(spec: &JobSpec) -> Vec<Argument> {
     }
     if !spec.filter.exclude_tables.is_empty() {
         all.push(("exclude_table", listed(spec.filter.exclude_tables.iter())));
+    }
+    if !spec.filter.include_tables.is_empty() {
+        all.push(("include_table", listed(spec.filter.include_tables.iter())));
     }
     all
 }

@@ -108,7 +108,8 @@ impl<S: Store> Driver<S> {
             &subscribed.enums,
             &record.id,
         ));
-        let appeared = published.appeared.clone();
+        let mut appeared = published.appeared.clone();
+        appeared.extend(membership::untaken(published, subscribed));
         if let Some(record) = self.nodes.get_mut(&record.id)
             && record.complete != complete
         {
@@ -148,7 +149,8 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         for table in appeared.iter().filter(|table| !known.contains(table)) {
             let text = format!(
-                "{table} was created on {source} after {node} was initialised and is not replicated"
+                "{table} was created on {source} after {node} was initialised and is not replicated; \
+                 steep-repl tables add --node {node} copies and follows it"
             );
             let note = Note::warn("table.appeared", text).node(node);
             self.log(note.of(Some(source), Some(job)).field("table", table), now);

@@ -4,15 +4,17 @@
 //! names only the missing parts.
 
 use steep_protocol::message::agent::{
-    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
-    RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    ChangedTables, Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget,
+    RowsAs, RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::message::tables::Followed;
 use steep_protocol::{Lsn, NodeId, PartNo, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
+use crate::job::change::Joining;
 use crate::job::handover::{SlotFate, StoredRows};
 use crate::job::note::JobNote;
 use crate::job::{Job, Stage, Work};
@@ -42,7 +44,14 @@ impl<S: Store> Driver<S> {
             Work::Regrant if reads(job) && self.archive(job).is_some() => {
                 self.open_command(job, parallel)
             }
-            Work::Regrant => admit(spec),
+            Work::Regrant => match &job.change {
+                Some(change) => Command::from(SourceCommand::AdmitChange {
+                    target: target(),
+                    filter: filter(),
+                    followed: change.followed.clone(),
+                }),
+                None => admit(spec),
+            },
             Work::GatherTarget => Command::from(TargetCommand::Gather {
                 source: source(),
                 filter: filter(),
@@ -55,6 +64,7 @@ impl<S: Store> Driver<S> {
                 filter: filter(),
                 existing: spec.existing,
                 schema_mode: spec.schema_mode,
+                absent: spec.absent,
                 epoch: job.epoch,
                 unfinished: job.unfinished.clone(),
                 rows: match (&job.handover, native) {
@@ -99,6 +109,8 @@ impl<S: Store> Driver<S> {
                 earlier: earlier(),
                 note: JobNote::of(job, Some(live.copied.whole())),
             }),
+            Work::Join => TargetCommand::Join(self.changed_tables(job)).into(),
+            Work::Leave => TargetCommand::Leave(self.changed_tables(job)).into(),
             Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
             Work::AwaitFence => {
                 let earlier = earlier();
@@ -131,6 +143,25 @@ impl<S: Store> Driver<S> {
             data,
             earlier: job.earlier.clone(),
             sequences: asks.then(|| self.peer(source)),
+            joined: (job.joining() != Joining::NotYet).then(|| self.changed_tables(job)),
+        }
+    }
+
+    /// The tables that join or leave what the node follows by.
+    fn changed_tables(&self, job: &Job) -> ChangedTables {
+        let change = job.change.as_ref();
+        ChangedTables {
+            source: self.peer(&job.spec.source),
+            followed: change.map_or_else(
+                || Followed {
+                    replication: job.replication(),
+                    filter: job.spec.filter.clone(),
+                    origin: job.origin,
+                    complete: Vec::new(),
+                },
+                |change| change.followed.clone(),
+            ),
+            tables: change.map_or_else(Vec::new, |change| change.tables.clone()),
         }
     }
 
@@ -160,6 +191,7 @@ impl<S: Store> Driver<S> {
             rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
             only_at: job.adopted.map(|plan| plan.lsn),
+            followed: job.change.as_ref().map(|change| change.followed.clone()),
         }))
     }
 

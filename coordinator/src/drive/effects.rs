@@ -5,17 +5,21 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::{Afterwards, ApiReply, DetachedFrom};
-use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::job::{CancelledData, Method};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
-use super::{Answer, Driver, Ticket, span};
+use super::{Answer, Driver, Live, Ticket, span};
+use crate::job::change::Joining;
 use crate::job::machine::{Effect, Finish, JobEvent};
 use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
 use crate::store::{Columns, Store, Write};
+
+/// Most tables named in an event.
+const NAMED: usize = 5;
 
 impl<S: Store> Driver<S> {
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
@@ -78,6 +82,8 @@ impl<S: Store> Driver<S> {
         let (command, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
         let replication = match (live.job.starts_from(), work) {
+            // The tables have joined it.
+            (_, Work::AwaitFence) if live.job.joining() == Joining::Done => live.job.followed(),
             // Before the job has a slot, the facts are those of the template.
             (Some(template), Work::GatherSource) => template.replication,
             _ => live.job.replication(),
@@ -124,11 +130,16 @@ impl<S: Store> Driver<S> {
             };
             (from, live.left_on_source())
         });
+        let new_tables = live.job.spec.new_tables;
         let loaded = match event {
             NodeEvent::Loaded => live.loaded(now),
             _ => None,
         };
-        let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
+        let Some(record) = self
+            .nodes
+            .get_mut(&target)
+            .filter(|r| r.newest_job() == Some(id))
+        else {
             return;
         };
         let from = record.state;
@@ -150,8 +161,14 @@ impl<S: Store> Driver<S> {
                 record.detached = None;
                 record.forget_following();
             }
+            NodeState::Synchronized if event == NodeEvent::Returned => {
+                record.change = None;
+                // What was observed meanwhile says nothing.
+                self.following.remove(&target);
+            }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
+                record.new_tables = new_tables;
                 record.risks = risks;
                 record.error_message = None;
                 record.forget_following();
@@ -171,11 +188,11 @@ impl<S: Store> Driver<S> {
                 record.detached = from;
                 record.left.extend(left.into_iter().flatten());
             }
+            NodeState::Reinitializing => record.error_message = None,
             NodeState::Copying
             | NodeState::CatchingUp
             | NodeState::Diverged
-            | NodeState::Failed
-            | NodeState::Reinitializing => {}
+            | NodeState::Failed => {}
         }
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = note.field("from", from).field("to", to);
@@ -236,6 +253,9 @@ impl<S: Store> Driver<S> {
             return;
         };
         live.meter.observe(&live.job, &live.copied, now);
+        if finish == Finish::Changed {
+            self.tables_changed(id);
+        }
         if let Finish::Failed(fault) = &finish {
             self.table_failed(id, fault, now);
             self.schema_differs(id, fault, now);
@@ -274,6 +294,7 @@ impl<S: Store> Driver<S> {
                 );
                 (None, Note::info("init.completed", text))
             }
+            Finish::Changed => (None, changed(live, seconds)),
             Finish::Failed(fault) => {
                 let note = Note::new(Level::Error, "init.failed", fault.to_string());
                 let note = note.field("hint", &fault.hint);
@@ -344,10 +365,16 @@ impl<S: Store> Driver<S> {
         span::job(&live.job, fault.as_ref(), live.copied.counted().done, now);
         let note = note.job(&live.job);
         let target = live.job.spec.target.clone();
-        let record = self.nodes.get_mut(&target).filter(|r| r.job == Some(id));
+        let changes = live.job.change.is_some();
+        let record = self
+            .nodes
+            .get_mut(&target)
+            .filter(|r| r.job == Some(id) || changes);
         let state = record.as_ref().map_or(NodeState::Failed, |r| r.state);
         if let Some(record) = record
-            && let Some(fault) = fault.as_ref().filter(|_| state == NodeState::Failed)
+            && let Some(fault) = fault.as_ref().filter(|fault| {
+                state == NodeState::Failed || changes && fault.kind != FaultKind::Cancelled
+            })
         {
             record.error_message = Some(crate::job::progress::told_of(fault, &target));
             self.out.writes.push(Write::Node(Box::new(record.clone())));
@@ -389,6 +416,31 @@ impl<S: Store> Driver<S> {
             self.forget_node(&target, now);
         }
     }
+}
+
+/// The tables of a node have changed.
+fn changed(live: &Live, seconds: f64) -> Note {
+    let job = &live.job;
+    let (target, source) = (&job.spec.target, &job.spec.source);
+    let tables = job.change.iter().flat_map(|change| &change.tables);
+    let named: Vec<String> = tables
+        .clone()
+        .take(NAMED)
+        .map(ToString::to_string)
+        .collect();
+    let more = match tables.count().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let named = named.join(", ");
+    if job.spec.method == Method::Drop {
+        let text = format!("{target} no longer follows {source} in {named}{more}; its rows stay");
+        return Note::info("tables.dropped", text);
+    }
+    let rows = live.copied.counted().done.rows.0;
+    let text =
+        format!("{target} follows {source} in {named}{more} too: {rows} rows in {seconds:.1} s");
+    Note::info("tables.added", text)
 }
 
 /// What a cancel has done.

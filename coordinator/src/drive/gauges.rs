@@ -66,7 +66,7 @@ impl Counters {
     /// Counts a job that ended with that event.
     pub(super) fn ended(&mut self, event: &str) {
         match event {
-            "init.completed" => self.ended.completed += 1,
+            "init.completed" | "tables.added" | "tables.dropped" => self.ended.completed += 1,
             "init.failed" => self.ended.failed += 1,
             // init.cancelled, or init.cleanup_pending where something is left to remove.
             _ => self.ended.cancelled += 1,
@@ -143,6 +143,8 @@ pub struct Follows {
     pub active: bool,
     /// When its sequences were last set to the source's, in seconds since 1970.
     pub sequences_set: Option<i64>,
+    /// Tables of the source that were created since and that it does not follow.
+    pub not_followed: u64,
 }
 
 /// The snapshots of one source.
@@ -250,6 +252,7 @@ impl<S: Store> Driver<S> {
                         .as_ref()
                         .and_then(|known| known.set_at)
                         .map(Timestamp::as_second),
+                    not_followed: record.appeared.len() as u64,
                 }),
         }
     }

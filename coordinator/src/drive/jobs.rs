@@ -14,7 +14,7 @@ use super::{Driver, Live};
 use crate::job::copy_progress::{Noted, TableCopy};
 use crate::job::machine::{self, JobEvent, Refused};
 use crate::job::{Side, Stage, Step, progress};
-use crate::store::{SAMPLES_MAX, Store, TableTimes, Write};
+use crate::store::{NodeRecord, SAMPLES_MAX, Store, TableTimes, Write};
 
 /// Jobs with more tables log the start and end of large tables only.
 const TABLE_EVENTS_MAX: usize = 1_000;
@@ -124,7 +124,7 @@ impl<S: Store> Driver<S> {
         let Some(row) = self.mirror_row(node, now) else {
             return;
         };
-        let job = self.nodes.get(node).and_then(|record| record.job);
+        let job = self.nodes.get(node).and_then(NodeRecord::newest_job);
         if let Some(live) = job.and_then(|id| self.jobs.get_mut(&id)) {
             live.mirrored = now;
         }

@@ -81,7 +81,8 @@ impl<S: Store> Driver<S> {
     pub(super) fn in_use(&self) -> Vec<JobId> {
         let jobs = self.jobs.values().map(|live| &live.job);
         let jobs = jobs.flat_map(Job::named);
-        let following = self.nodes.values().filter(|record| follows(record.state));
+        let following = self.nodes.values();
+        let following = following.filter(|r| follows(r.state) || r.change.is_some());
         let following = following.flat_map(|record| [record.job, record.replication]);
         let prepared = self
             .nodes
@@ -267,7 +268,7 @@ impl<S: Store> Driver<S> {
             .nodes
             .values()
             .filter(|record| record.state.is_active())
-            .filter_map(|record| Some((record.id.clone(), record.job?)))
+            .filter_map(|record| Some((record.id.clone(), record.newest_job()?)))
             .filter(|(_, job)| !self.jobs.contains_key(job))
             .collect();
         for (node, job) in jobs {

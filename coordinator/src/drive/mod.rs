@@ -14,6 +14,7 @@ mod adoption;
 mod agents;
 mod audit;
 mod carried;
+mod change;
 mod clock;
 mod columns;
 mod compose;
@@ -34,6 +35,7 @@ mod lineage;
 mod live;
 mod locks;
 mod log;
+mod new_tables;
 mod orders;
 mod query;
 mod reachability;
@@ -178,6 +180,8 @@ pub struct Driver<S> {
     following: BTreeMap<NodeId, following::Following>,
     /// The sequences of nodes that follow.
     sequences: BTreeMap<NodeId, sequences::Kept>,
+    /// Tables that nodes are to follow by themselves.
+    new_tables: BTreeMap<NodeId, new_tables::Pending>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
     /// Switchovers: those that have not ended, and the last one of each node.
@@ -263,6 +267,7 @@ impl<S: Store> Driver<S> {
             unknown: BTreeMap::new(),
             following: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            new_tables: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             switchovers: BTreeMap::new(),
             left_again: BTreeMap::new(),
@@ -385,6 +390,7 @@ impl<S: Store> Driver<S> {
             self.tick_unknown_slots(now);
             self.tick_left(now);
             self.tick_sequences(now);
+            self.tick_new_tables(now);
         }
         self.tick_audit(now);
         self.tick_snapshots(now);

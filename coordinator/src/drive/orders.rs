@@ -81,6 +81,14 @@ impl<S: Store> Driver<S> {
             Order::Capture { node, peer } => {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
+            Order::ChangeTables(spec) => {
+                let begun = self.change_tables(spec, by, ticket, now);
+                begun.map(|job| one(Some(job)))
+            }
+            Order::SetNewTables { node, policy } => {
+                let set = self.set_new_tables(&node, policy, by, ticket, now);
+                set.map(|()| Vec::new())
+            }
             Order::Detach(spec) => self.detach(spec, by, ticket, now).map(one),
             Order::Switchover(spec) => self.switchover(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
@@ -195,8 +203,13 @@ impl<S: Store> Driver<S> {
         let replication = job.replication();
         self.out.writes.push(Write::Job(Box::new(job.clone())));
         if let Some(record) = self.nodes.get_mut(&target) {
-            record.job = Some(id);
-            record.replicates_by(&replication);
+            if job.change.is_some() {
+                // What it follows by stays that of its job.
+                record.change = Some(id);
+            } else {
+                record.job = Some(id);
+                record.replicates_by(&replication);
+            }
         }
         let copied = CopyProgress::recalled(job.recalled.unwrap_or_default());
         self.adopt(job, copied, now);
@@ -346,6 +359,11 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
     match first.method {
         Method::TwoPhase => others.iter().all(same),
         Method::Snapshot => !others.is_empty() && others.iter().all(same),
-        Method::Native | Method::Backup | Method::Stored | Method::Load => false,
+        Method::Native
+        | Method::Backup
+        | Method::Stored
+        | Method::Load
+        | Method::Add
+        | Method::Drop => false,
     }
 }

@@ -10,6 +10,7 @@ use steep_protocol::{NodeId, NodeState};
 use super::Driver;
 use super::following::{Cause, Following, Health};
 use super::lineage::{alias_warning, follows};
+use super::new_tables::not_followed;
 use crate::job::standing::Word;
 use crate::job::time::after;
 use crate::registry::Agent;
@@ -150,6 +151,7 @@ impl<S: Store> Driver<S> {
         {
             warnings.extend(kept.view.warning.clone());
         }
+        warnings.extend(not_followed(record));
         warnings
     }
 

@@ -93,6 +93,9 @@ impl<S: Store> Driver<S> {
             Query::SwitchoverPlan(spec) => {
                 return self.switchover_plan(*spec, ticket, now).map(|()| None);
             }
+            Query::Tables { node } => {
+                return self.list_tables(&node, ticket, now).map(|()| None);
+            }
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

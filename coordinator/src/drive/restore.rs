@@ -189,9 +189,9 @@ impl<S: Store> Driver<S> {
         self.jobs.values().find(at_work).map(|live| live.job.id)
     }
 
-    /// The node's last job, if it is in memory.
+    /// The job at work on the node, or its last one, if it is in memory.
     pub(super) fn live_job(&self, node: &NodeId) -> Option<JobId> {
-        let id = self.nodes.get(node)?.job?;
+        let id = self.nodes.get(node)?.newest_job()?;
         self.jobs.contains_key(&id).then_some(id)
     }
 

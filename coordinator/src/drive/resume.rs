@@ -89,7 +89,11 @@ impl<S: Store> Driver<S> {
             Refused::Stopping => fault(refused.to_string())
                 .hint("try again in a few seconds")
                 .retry(Retry::Backoff),
-            Refused::NothingKept | Refused::Over | Refused::Begun | Refused::TooLate => {
+            Refused::NothingKept
+            | Refused::Over
+            | Refused::Begun
+            | Refused::Leaving
+            | Refused::TooLate => {
                 let state = self.state_of(target);
                 let hint = match state {
                     NodeState::Failed => {

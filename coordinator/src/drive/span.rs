@@ -36,7 +36,8 @@ pub(super) fn phase(job: &Job, phase: Phase, millis: u64, counted: Totals, now: 
 /// The kind of fault that stopped a job, if any.
 fn interrupted(job: &Job) -> Option<&'static str> {
     match &job.stage {
-        Stage::Working(_) | Stage::Closed(Closed::Synchronized | Closed::Loaded) => None,
+        Stage::Working(_)
+        | Stage::Closed(Closed::Synchronized | Closed::Loaded | Closed::Changed) => None,
         Stage::Ending(ending) => Some(match &ending.why {
             Why::Failed(fault) | Why::Again(fault) => fault.kind.as_str(),
             Why::Cancelled(_) => FaultKind::Cancelled.as_str(),

@@ -221,6 +221,7 @@ impl<S: Store> Driver<S> {
                 data: sweep.data,
                 earlier: Vec::new(),
                 sequences: None,
+                joined: None,
             }),
             Side::Source => Command::from(self.source_removal(&next)),
         };

@@ -49,7 +49,7 @@ impl<S: Store> Driver<S> {
 
     /// Whether a node has rows of its source, or is to get them. A failed job that kept nothing leaves none.
     fn has_rows_of_source(&self, record: &NodeRecord) -> bool {
-        let live = record.job.and_then(|id| self.jobs.get(&id));
+        let live = record.newest_job().and_then(|id| self.jobs.get(&id));
         record.state != NodeState::Failed
             || live.is_some_and(|live| live.job.kept_until().is_some())
     }
@@ -57,11 +57,14 @@ impl<S: Store> Driver<S> {
     /// A view of a node without its replicas.
     pub(super) fn node_view(&self, record: &NodeRecord, now: Timestamp) -> NodeView {
         let agent = self.registry.get(&record.id);
-        let live = record.job.and_then(|id| self.jobs.get(&id));
+        let live = record.newest_job().and_then(|id| self.jobs.get(&id));
         let slot = self.registry.slot(record);
         let follows = matches!(
             record.state,
-            NodeState::CatchingUp | NodeState::Synchronized | NodeState::Diverged
+            NodeState::CatchingUp
+                | NodeState::Synchronized
+                | NodeState::Diverged
+                | NodeState::Reinitializing
         );
         let observed = agent.and_then(|a| a.observed.postgres.as_ref());
         NodeView {
@@ -223,7 +226,7 @@ impl<S: Store> Driver<S> {
     /// A node's mirror row.
     pub(super) fn mirror_row(&self, node: &NodeId, now: Timestamp) -> Option<MirrorRow> {
         let record = self.nodes.get(node)?;
-        let live = record.job.and_then(|id| self.jobs.get(&id));
+        let live = record.newest_job().and_then(|id| self.jobs.get(&id));
         let counted = live.map(|l| l.copied.counted().done).unwrap_or_default();
         let tables = live.map_or((0, 0), |l| {
             let (total, done) = l.meter.tables(&l.job, &l.copied);

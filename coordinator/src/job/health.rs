@@ -17,6 +17,7 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind};
 
 use super::apply_health::{ABSENT, ApplyHealth, ApplyWatch};
+use super::change::Joining;
 use super::membership;
 use super::preflight::text::bytes;
 use super::retry::seconds;
@@ -89,6 +90,11 @@ impl JobHealth {
             Stage::Kept(kept) if side == Side::Source => kept.step,
             Stage::Kept(_) | Stage::Ending(_) | Stage::Closed(_) => return None,
         };
+        // Its replication ends with joining the other, which the fence after that finds to work.
+        if matches!(step, Step::Join | Step::Leave) || job.joining() != Joining::NotYet {
+            self.apply.excuse();
+            return None;
+        }
         let fault = match (side, seen.postgres.as_ref()?) {
             (Side::Source, Err(_)) => {
                 self.apply.excuse();
@@ -306,8 +312,10 @@ fn changes_missing(text: String) -> Fault {
 /// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
-        Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::OpenSource,
-        Method::Load => false,
+        Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add => {
+            step > Step::OpenSource
+        }
+        Method::Load | Method::Drop => false,
         Method::Native => step > Step::Subscribe,
         Method::Backup => step > Step::TakeSlot,
     }

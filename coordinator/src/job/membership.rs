@@ -30,6 +30,15 @@ pub struct Complete {
     pub added_by: u64,
 }
 
+/// Tables that were created or attached since and are published, and that the target does not subscribe to.
+#[must_use]
+pub fn untaken(published: &Published, subscribed: &Subscribed) -> Vec<TableName> {
+    let taken = |joined: &JoinedTable| subscribed.added.iter().any(|a| a.table == joined.table);
+    let new = published.joined.iter();
+    let new = new.filter(|joined| joined.made == Made::Since && !taken(joined));
+    new.map(|joined| joined.table.clone()).collect()
+}
+
 /// What is wrong with a publication, to follow its name.
 #[must_use]
 pub fn publication(status: Option<&PublicationStatus>) -> Option<&'static str> {
@@ -143,7 +152,8 @@ impl Ends<'_> {
         if !untaken.is_empty() {
             reasons.push(format!(
                 "{source} publishes tables that were created or attached since and that {target} does not subscribe to: \
-                 {untaken}; create each on {target}, empty, and {refresh}"
+                 {untaken}; steep-repl tables add --node {target} copies and follows them, or create each on {target}, empty, \
+                 and {refresh}"
             ));
         }
         if !unsure.is_empty() {

@@ -18,11 +18,13 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{CommandId, Epoch, JobId, SnapshotId, TableName};
 
 pub mod apply_health;
+pub mod change;
 pub mod copy_progress;
 pub mod handover;
 pub mod health;
@@ -45,6 +47,7 @@ mod stage;
 mod totals;
 mod work;
 
+use change::{Changing, Joining};
 use handover::{Handover, Reader, StoredRows};
 use lineage::Around;
 use retry::Retrying;
@@ -73,6 +76,10 @@ pub struct Job {
     /// The stored snapshot it is made from; set exactly with a method that [is from a
     /// store](steep_protocol::message::job::Method::is_from_store).
     pub stored: Option<StoredRows>,
+    /// What it changes of a node that follows; set exactly with a method that [changes
+    /// tables](steep_protocol::message::job::Method::changes_tables).
+    #[serde(default)]
+    pub change: Option<Changing>,
     /// The snapshot that it shares with the other targets of its request, or joined.
     pub shared: Option<SnapshotId>,
     /// Which of its snapshots it copies from.
@@ -289,6 +296,7 @@ impl Job {
             spec,
             handover: None,
             stored: None,
+            change: None,
             shared: None,
             epoch: Epoch(0),
             earlier: Vec::new(),
@@ -325,6 +333,23 @@ impl Job {
     pub fn parts(&self) -> Option<u32> {
         let plan = self.attempt.plan?;
         Some(plan.parts.saturating_add(self.kept.sum.parts))
+    }
+
+    /// How far its tables have joined the replication of a node that follows.
+    #[must_use]
+    pub fn joining(&self) -> Joining {
+        let change = self.change.as_ref();
+        change.map_or(Joining::NotYet, |change| change.joining)
+    }
+
+    /// What its node follows by: the replication that its tables join or leave, or else its own.
+    #[must_use]
+    pub fn followed(&self) -> Replication {
+        let change = self.change.as_ref();
+        change.map_or_else(
+            || self.replication(),
+            |change| change.followed.replication.clone(),
+        )
     }
 
     /// What its publications, slots and subscriptions are named after.

@@ -79,7 +79,12 @@ fn not_copied(job: &Job) -> Vec<String> {
             .iter()
             .map(ToString::to_string)
             .collect();
-        all.push(format!("schemas other than {}", names.join(", ")));
+        let also = filter.include_tables.iter();
+        let named: Vec<_> = names
+            .into_iter()
+            .chain(also.map(ToString::to_string))
+            .collect();
+        all.push(format!("schemas other than {}", named.join(", ")));
     }
     let excluded = filter.exclude_tables.iter();
     all.extend(excluded.map(|table| format!("{table}, which was excluded")));

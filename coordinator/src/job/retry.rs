@@ -78,6 +78,8 @@ impl Patience {
             | Step::NativeCopy
             | Step::Converge
             | Step::Fold
+            | Step::Join
+            | Step::Leave
             | Step::Prove
             | Step::Release => self.retry_for,
         }

@@ -41,6 +41,8 @@ pub enum Closed {
     Synchronized,
     /// Successfully: the rows are there, and nothing else was wanted.
     Loaded,
+    /// Successfully: the tables have joined or left the replication that goes on.
+    Changed,
     /// With this error; everything it made is removed.
     Failed(Fault),
     /// Cancelled by an operator; everything it made is removed.

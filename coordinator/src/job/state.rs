@@ -17,7 +17,7 @@ use steep_protocol::NodeState;
 ///     │   └───────────▶ FAILED ┘ ◀┴────────────────┘──┼───────────────────┘  ◀──────────── DIVERGED  │
 ///     │                  │  │ Redo                    │                           Failed      │ Redo │
 ///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
-///     └──────────────────┘                     │ Proved ▶ SYNCHRONIZED, Failed ▶ FAILED
+///     └──────────────────┘                     │ Proved, Returned ▶ SYNCHRONIZED, Failed ▶ FAILED
 ///       (and from every active state)              DIVERGED ─ Recovered ▶ SYNCHRONIZED
 ///                                                  COPYING ─ Loaded ▶ UNINITIALIZED
 ///                                              UNINITIALIZED ─ Adopted ▶ DIVERGED
@@ -40,6 +40,8 @@ pub enum NodeEvent {
     Recovered,
     /// Some or all tables must be copied again.
     Redo,
+    /// The job on some of its tables has ended, and it follows as before.
+    Returned,
     /// The job failed, or its cleanup cannot finish yet.
     Failed,
     /// An operator cancelled, and everything the job made was removed.
@@ -52,7 +54,7 @@ pub enum NodeEvent {
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
@@ -61,6 +63,7 @@ impl NodeEvent {
         Self::Drifted,
         Self::Recovered,
         Self::Redo,
+        Self::Returned,
         Self::Failed,
         Self::Cancelled,
         Self::Adopted,
@@ -89,7 +92,8 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
         (S::Uninitialized | S::Failed, NodeEvent::Begin) => Ok(S::Preparing),
         (S::Preparing | S::Reinitializing, NodeEvent::Opened) => Ok(S::Copying),
         (S::Copying, NodeEvent::Copied) => Ok(S::CatchingUp),
-        (S::CatchingUp | S::Reinitializing, NodeEvent::Proved) => Ok(S::Synchronized),
+        (S::CatchingUp | S::Reinitializing, NodeEvent::Proved)
+        | (S::Reinitializing, NodeEvent::Returned) => Ok(S::Synchronized),
         (S::Synchronized, NodeEvent::Drifted) | (S::Uninitialized, NodeEvent::Adopted) => {
             Ok(S::Diverged)
         }

@@ -68,6 +68,10 @@ pub enum Work {
     Finish,
     /// `Fold`.
     Fold,
+    /// `Join`.
+    Join,
+    /// `Leave`.
+    Leave,
     /// `ProveTarget`.
     ProveTarget,
     /// `ProveSource`.
@@ -106,6 +110,8 @@ impl Work {
             | Self::AwaitNativeCopy
             | Self::Finish
             | Self::Fold
+            | Self::Join
+            | Self::Leave
             | Self::ProveTarget
             | Self::ReleaseTarget
             | Self::CleanupTarget(_) => Side::Target,
@@ -138,6 +144,8 @@ impl Work {
             Self::AwaitFence => "awaiting the fence",
             Self::Finish => "setting sequences and statistics",
             Self::Fold => "folding the epochs into one subscription",
+            Self::Join => "letting the tables join the subscription",
+            Self::Leave => "taking the tables out of the subscription",
             Self::ProveTarget => "summing up the ledger",
             Self::ProveSource => "summing up what was sent",
             Self::ReleaseTarget => "releasing the ledger",
@@ -176,6 +184,10 @@ pub enum Step {
     Converge,
     /// Fold earlier epochs into the present one, where there are any.
     Fold,
+    /// Let the tables join the replication that goes on.
+    Join,
+    /// Let the tables leave the replication that goes on.
+    Leave,
     /// Compare the totals of the ledger, the source and the coordinator.
     Prove,
     /// Remove the ledger and what else the target notes about the job.
@@ -197,6 +209,25 @@ const SNAPSHOT: [Step; 12] = [
     Step::Prove,
     Step::Release,
 ];
+
+/// Those of [`Method::Add`].
+const ADD: [Step; 12] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Copy,
+    Step::Indexes,
+    Step::Constraints,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Join,
+    Step::Prove,
+    Step::Release,
+];
+
+/// Those of [`Method::Drop`].
+const DROP: [Step; 1] = [Step::Leave];
 
 /// Those of [`Method::Load`].
 const LOAD: [Step; 10] = [
@@ -241,6 +272,8 @@ impl Step {
     pub fn path(method: Method) -> &'static [Self] {
         match method {
             Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT,
+            Method::Add => &ADD,
+            Method::Drop => &DROP,
             Method::Load => &LOAD,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
@@ -259,6 +292,8 @@ impl Step {
     #[must_use]
     pub fn brings(self, method: Method) -> &'static [NodeEvent] {
         match (self, method) {
+            // Its node is being reinitialised all the while.
+            (_, Method::Add | Method::Drop) => &[],
             // A restored target has nothing to copy.
             (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
@@ -280,7 +315,7 @@ impl Step {
             Self::Indexes => Phase::Indexes,
             Self::Constraints | Self::Settle => Phase::Constraints,
             Self::Subscribe => Phase::Subscribe,
-            Self::Converge | Self::Fold => Phase::CatchUp,
+            Self::Converge | Self::Fold | Self::Join | Self::Leave => Phase::CatchUp,
             Self::Prove | Self::Release => Phase::Prove,
         }
     }
@@ -304,6 +339,8 @@ impl Step {
             Self::NativeCopy => &[Work::AwaitNativeCopy],
             Self::Converge => &[Work::AwaitFence, Work::Finish],
             Self::Fold => &[Work::Fold],
+            // The source must know that the target may.
+            Self::Join | Self::Leave => &[Work::Regrant],
             Self::Prove => &[Work::ProveTarget, Work::ProveSource],
             Self::Release => &[Work::ReleaseTarget],
         }
@@ -323,7 +360,9 @@ impl Step {
             | Self::Settle
             | Self::Subscribe
             | Self::Converge
-            | Self::Fold => true,
+            | Self::Fold
+            | Self::Join
+            | Self::Leave => true,
             Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
                 false
             }
@@ -334,9 +373,13 @@ impl Step {
     #[must_use]
     pub fn needs_subscription(self, method: Method) -> bool {
         match self {
-            Self::NativeCopy | Self::Converge | Self::Fold | Self::Prove | Self::Release => {
-                method.follows()
-            }
+            Self::NativeCopy
+            | Self::Converge
+            | Self::Fold
+            | Self::Join
+            | Self::Leave
+            | Self::Prove
+            | Self::Release => method.follows(),
             Self::GatherSource
             | Self::GatherTarget
             | Self::TakeSlot
@@ -359,7 +402,9 @@ impl Step {
             | Method::TwoPhase
             | Method::Native
             | Method::Backup
-            | Method::Stored => self <= Self::Copy,
+            | Method::Stored
+            | Method::Add
+            | Method::Drop => self <= Self::Copy,
         }
     }
 
@@ -367,12 +412,12 @@ impl Step {
     #[must_use]
     pub fn has_rows(self, method: Method) -> bool {
         match method {
-            Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Load => {
+            Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Load | Method::Add => {
                 self > Self::Copy
             }
             Method::Native => self > Self::NativeCopy,
             // They were there before the job, and stay however it ends.
-            Method::Backup => false,
+            Method::Backup | Method::Drop => false,
         }
     }
 
@@ -395,6 +440,8 @@ impl Step {
             | Self::NativeCopy
             | Self::Converge
             | Self::Fold
+            | Self::Join
+            | Self::Leave
             | Self::Prove
             | Self::Release => false,
         }

@@ -10,6 +10,7 @@ pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, DetachedFrom, EndView, EventView, ProgressSample};
 use steep_protocol::message::handover::{Replication, SlotName};
+use steep_protocol::message::job::NewTables;
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::message::snapshot::LoadedSnapshot;
@@ -134,6 +135,9 @@ pub struct NodeRecord {
     pub source: Option<NodeId>,
     /// Its last job.
     pub job: Option<JobId>,
+    /// The job that changes its tables, while that runs.
+    #[serde(default)]
+    pub change: Option<JobId>,
     /// The id that the last job's publication and subscription are named after, if not its own.
     #[serde(default)]
     pub replication: Option<JobId>,
@@ -169,6 +173,9 @@ pub struct NodeRecord {
     /// Tables of its source that were created later, are not replicated and have been announced.
     #[serde(default)]
     pub appeared: Vec<TableName>,
+    /// What happens to tables that are created on its source later.
+    #[serde(default)]
+    pub new_tables: NewTables,
     /// What was loaded into it without replication, where its last job did that.
     #[serde(default)]
     pub loaded: Option<LoadedSnapshot>,
@@ -223,6 +230,7 @@ impl NodeRecord {
             state: NodeState::Uninitialized,
             source: None,
             job: None,
+            change: None,
             replication: None,
             slot: None,
             init_started_at: None,
@@ -237,6 +245,7 @@ impl NodeRecord {
             missing: MissingObjects::default(),
             complete: Vec::new(),
             appeared: Vec::new(),
+            new_tables: NewTables::Report,
             loaded: None,
             detached: None,
             left: Vec::new(),
@@ -250,6 +259,12 @@ impl NodeRecord {
         self.lost = None;
         self.complete.clear();
         self.appeared.clear();
+    }
+
+    /// The job at work on it, or else its last one.
+    #[must_use]
+    pub fn newest_job(&self) -> Option<JobId> {
+        self.change.or(self.job)
     }
 
     /// Notes what its last job replicates by.

@@ -18,10 +18,12 @@ pub const ALPN: &[u8] = b"steep-repl/1";
 /// The protocol version of this build.
 ///
 /// 3: the first. Earlier numbers were never published, and no build speaks them.
-pub const VERSION: u16 = 3;
+///
+/// 4: filters name tables to include, and snapshots are opened for a replication that goes on.
+pub const VERSION: u16 = 4;
 
 /// The oldest version this build can speak.
-pub const VERSION_MIN: u16 = 3;
+pub const VERSION_MIN: u16 = 4;
 
 /// The length of a hello, of an answer and of a refusal without its reason.
 pub const HELLO_LENGTH: usize = 16;

@@ -131,6 +131,18 @@ pub fn gates(difference: &SchemaDifference) -> bool {
     }
 }
 
+/// Whether a difference ends with the creation of something that the target lacks: a whole table, or a type or sequence
+/// that it may need.
+#[must_use]
+pub fn creates(difference: &SchemaDifference) -> bool {
+    let whole = match difference.subject {
+        Subject::Table => true,
+        Subject::Object(_) => difference.table.is_none(),
+        Subject::Column => false,
+    };
+    whole && difference.change == Change::Missing
+}
+
 /// The subject of a difference, for a sentence: `column a of app.t`, `enum app.mood`.
 #[must_use]
 pub fn place(difference: &SchemaDifference) -> String {

@@ -61,7 +61,7 @@ impl Selection {
         let sql = "SELECT oid, nspname::text FROM pg_namespace";
         for row in session.query(sql, &[]).await? {
             let (oid, name) = (row.try_get::<_, u32>(0)?, identifier(row.try_get(1)?)?);
-            if filter.include_schemas.contains(&name) {
+            if !filter.includes_all() && filter.reaches(name.as_str()) {
                 chosen.schemas.insert(oid);
             }
             schemas.insert(oid, name);

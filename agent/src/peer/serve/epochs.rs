@@ -5,6 +5,7 @@ use std::time::Duration;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::PeerReply;
+use steep_protocol::message::tables::Followed;
 use steep_protocol::quic::{Sender, StreamError};
 use steep_protocol::{Fault, FaultKind, JobId, Lsn, Retry};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use crate::chunk::Sent;
 use crate::node::slot_notes;
 use crate::pg::{PgError, Session};
 use crate::replication::fence;
-use crate::snapshot::{SourceJob, epochs, slot};
+use crate::snapshot::{SourceJob, epochs, joining, slot};
 use crate::task::Task;
 
 /// How long the earlier epoch's subscription may take to confirm what came before the move. Meanwhile the present one
@@ -32,24 +33,75 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<PeerReply, Fault> {
         let fault = |error: PgError| error.to_fault(&self.node);
-        let into = self.epoch(job, Replication::of(into), cancel.clone())?;
-        let into = into.replication.name();
+        let followed = entry.followed.as_ref();
+        let followed = followed.filter(|followed| followed.replication.id == into);
+        let (into, filter) = match followed {
+            Some(followed) => (
+                self.followed(job, followed, cancel.clone()),
+                &followed.filter,
+            ),
+            None => {
+                let present = self.epoch(job, Replication::of(into), cancel.clone())?;
+                (present, &entry.filter)
+            }
+        };
         let task = self.epoch(job, from, cancel)?;
-        let from = task.replication.name();
         let session = task.connect("fold").await?;
-        if !is_used_by(&session, &task, entry).await.map_err(fault)? {
-            return Err(self.no_epoch(job, &task.replication));
+        for task in [&task, &into] {
+            if !is_used_by(&session, task, entry).await.map_err(fault)? {
+                return Err(self.no_epoch(job, &task.replication));
+            }
         }
+        let (from, into) = (task.replication.name(), into.replication.name());
+        let joined = match followed {
+            Some(followed) => {
+                Some(joining::before(&session, &task, followed, (&from, &entry.filter)).await?)
+            }
+            None => None,
+        };
         let moved = epochs::move_tables(&session, &task.cancel, (&from, &into)).await;
         let mut left = moved.map_err(fault)?;
+        if let Some(wanted) = joined {
+            let kept = joining::after(&session, &task.cancel, &into, wanted).await;
+            kept.map_err(fault)?;
+        }
         if left.is_empty() {
-            let wide = epochs::widen(&session, &task.cancel, &into, &entry.filter).await;
+            let wide = epochs::widen(&session, &task.cancel, &into, filter).await;
             wide.map_err(fault)?;
         }
         session.give_back().await;
         self.confirmed(&task).await?;
         left.truncate(LISTED_MAX);
         Ok(PeerReply::Moved { left })
+    }
+
+    /// Takes the job's tables out of the publication that the target follows.
+    pub(super) async fn leave_tables(
+        &self,
+        entry: &SourceJob,
+        job: JobId,
+        cancel: CancellationToken,
+    ) -> Result<PeerReply, Fault> {
+        let Some(followed) = &entry.followed else {
+            let text = format!("job {job} changes no replication");
+            return Err(Fault::new(FaultKind::BadRequest, text).on(&self.node));
+        };
+        let task = self.followed(job, followed, cancel);
+        let session = task.connect("leave").await?;
+        let used = is_used_by(&session, &task, entry).await;
+        if !used.map_err(|error| error.to_fault(&self.node))? {
+            return Err(self.no_epoch(job, &task.replication));
+        }
+        joining::leave(&session, &task, followed, &entry.filter).await?;
+        session.give_back().await;
+        Ok(PeerReply::Noted)
+    }
+
+    fn followed(&self, job: JobId, followed: &Followed, cancel: CancellationToken) -> Task {
+        Task {
+            replication: followed.replication.clone(),
+            ..self.task(job, cancel)
+        }
     }
 
     /// A fence that the subscription of an earlier epoch has passed. It lies behind the slot of the present epoch, which

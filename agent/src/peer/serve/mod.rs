@@ -356,6 +356,7 @@ impl Server {
             PeerRequest::PassFence { job, epoch } => {
                 self.pass_fence(entry, (job, epoch), cancel).await
             }
+            PeerRequest::LeaveTables { job } => self.leave_tables(entry, job, cancel).await,
             // A comparison is a conversation, begun elsewhere.
             PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) | PeerRequest::Verify { .. } => {
                 let text = "the coordinator has named no shared snapshot for this request";

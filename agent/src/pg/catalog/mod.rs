@@ -67,12 +67,21 @@ impl Partitions {
             .take(self.parents.len())
     }
 
-    /// Whether `filter` admits `table` and excludes nothing above it.
+    /// Whether `filter` admits `table`, or names a table above it, and excludes nothing above it.
     pub(crate) fn admitted(&self, filter: &TableFilter, table: &TableName) -> bool {
-        filter.admits(table)
-            && !self
-                .above(table)
-                .any(|above| filter.exclude_tables.contains(above))
+        let named = |above: &TableName| filter.include_tables.contains(above);
+        let excluded = |name: &TableName| filter.exclude_tables.contains(name);
+        (filter.admits(table) || !excluded(table) && self.above(table).any(named))
+            && !self.above(table).any(excluded)
+    }
+    /// Whether `filter` admits a sequence that `table` owns.
+    pub(crate) fn owns(
+        &self,
+        filter: &TableFilter,
+        table: &TableName,
+        sequence: &TableName,
+    ) -> bool {
+        self.admitted(filter, table) && !filter.exclude_tables.contains(sequence)
     }
 }
 
@@ -103,6 +112,7 @@ mod tests {
         let excluding = |table: &str| TableFilter {
             include_schemas: Vec::new(),
             exclude_tables: vec![name(table)],
+            ..TableFilter::default()
         };
         assert!(!partitions.admitted(&excluding("root"), &name("leaf")));
         assert!(!partitions.admitted(&excluding("leaf"), &name("leaf")));

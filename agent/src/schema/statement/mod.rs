@@ -305,6 +305,41 @@ pub(crate) fn subject(statement: &str) -> Option<TableName> {
     None
 }
 
+/// The table that a trigger is made on, or whose triggers or columns are set.
+pub(crate) fn detail_of(statement: &str) -> Option<TableName> {
+    let tokens = tokens(statement);
+    let mut at = Cursor(&tokens);
+    if at.take(&["CREATE"]) {
+        at.take(&["CONSTRAINT"]);
+        if !at.take(&["TRIGGER"]) {
+            return None;
+        }
+        while !at.take(&["ON"]) {
+            at.any()?;
+        }
+        return at.table();
+    }
+    if !at.take(&["ALTER", "TABLE"]) {
+        return None;
+    }
+    at.take(&["ONLY"]);
+    let table = at.table()?;
+    if at.take(&["ENABLE"]) || at.take(&["DISABLE"]) {
+        at.take(&["ALWAYS"]);
+        at.take(&["REPLICA"]);
+        return at.take(&["TRIGGER"]).then_some(table);
+    }
+    if !at.take(&["ALTER"]) {
+        return None;
+    }
+    at.take(&["COLUMN"]);
+    at.name()?;
+    let set = ["STATISTICS", "STORAGE", "COMPRESSION"];
+    set.iter()
+        .any(|what| at.take(&["SET", what]))
+        .then_some(table)
+}
+
 /// What follows the privileges, and their columns, of a `GRANT` or `REVOKE`.
 fn granted(mut at: Cursor<'_>) -> Option<TableName> {
     while !at.take(&["ON"]) {

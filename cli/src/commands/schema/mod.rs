@@ -79,6 +79,7 @@ async fn ask(client: &Client, node: &NodeId, schemas: &[Identifier]) -> Result<S
     let filter = TableFilter {
         include_schemas: schemas.to_vec(),
         exclude_tables: Vec::new(),
+        ..TableFilter::default()
     };
     let node = node.clone();
     let mut replies = client.ask(ApiRequest::Schema { node, filter }).await?;

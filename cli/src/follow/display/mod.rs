@@ -190,7 +190,10 @@ fn is_warning(event: &EventView) -> bool {
 }
 
 fn is_end(event: &str) -> bool {
-    matches!(event, "init.completed" | "init.failed" | "init.cancelled")
+    matches!(
+        event,
+        "init.completed" | "tables.added" | "tables.dropped" | "init.failed" | "init.cancelled"
+    )
 }
 
 /// Seconds since the job started or, if that is unknown or the clocks disagree, since following began.

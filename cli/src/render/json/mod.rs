@@ -248,11 +248,11 @@ pub(crate) fn audit_entry(view: &AuditView) -> Value {
     })
 }
 
-/// How a job ended: `init.completed`, `init.failed` or `init.cancelled`.
+/// How a job ended: `init.completed`, `tables.added`, `tables.dropped`, `init.failed` or `init.cancelled`.
 pub(crate) fn end(view: &EndView) -> Value {
     let fault = view.fault.as_ref();
     let mut all = object(json!({
-        "event": fault.map_or("init.completed", |fault| failed_event(fault.kind)),
+        "event": fault.map_or(good_event(view.report.method), |fault| failed_event(fault.kind)),
         "node_id": view.node_id,
         "state": view.state,
     }));
@@ -275,6 +275,23 @@ pub(crate) fn end(view: &EndView) -> Value {
         all.insert("loaded".to_owned(), json!(fault.is_none()));
     }
     joined(all, &view.report)
+}
+
+/// The event of a job that ended well.
+fn good_event(method: Option<Method>) -> &'static str {
+    match method {
+        Some(Method::Add) => "tables.added",
+        Some(Method::Drop) => "tables.dropped",
+        Some(
+            Method::Snapshot
+            | Method::TwoPhase
+            | Method::Native
+            | Method::Backup
+            | Method::Stored
+            | Method::Load,
+        )
+        | None => "init.completed",
+    }
 }
 
 fn failed_event(kind: FaultKind) -> &'static str {

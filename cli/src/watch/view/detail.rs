@@ -313,7 +313,8 @@ fn to_come(job: &JobView) -> Vec<Phase> {
         Method::Native => &NATIVE_PHASES,
         Method::Backup => &BACKUP_PHASES,
         Method::Load => &LOAD_PHASES,
-        Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT_PHASES,
+        Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add => &SNAPSHOT_PHASES,
+        Method::Drop => &[],
     };
     let place = all.iter().position(|phase| *phase == current);
     place.map_or_else(Vec::new, |place| all[place + 1..].to_vec())

@@ -45,6 +45,7 @@ impl<S: Store> Driver<S> {
             | Purpose::LookAtPlace(_, _, _, ticket)
             | Purpose::VerifySnapshot(_, ticket)
             | Purpose::FindSnapshot(ticket)
+            | Purpose::ListTables(ticket)
             | Purpose::DropPrepared(ticket)
             | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::AdmitVerify(verification) | Purpose::Verify(verification) => {

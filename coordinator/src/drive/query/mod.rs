@@ -95,6 +95,8 @@ pub(super) enum Purpose {
     LookAtStored(Look, Box<SourceFacts>, Box<TargetFacts>),
     /// See whether a failed job's stored snapshot can be loaded.
     CheckStored(StoredLook),
+    /// List the tables of a node's replication.
+    ListTables(Ticket),
     /// Drop a prepared slot.
     DropPrepared(Ticket),
     /// Retry missing objects.
@@ -142,6 +144,7 @@ impl Purpose {
             | Self::CheckStored(_)
             | Self::VerifySnapshot(..)
             | Self::FindSnapshot(_)
+            | Self::ListTables(_)
             | Self::DropPrepared(_)
             | Self::AdmitVerify(_)
             | Self::Verify(_)
@@ -421,6 +424,9 @@ impl<S: Store> Driver<S> {
             }
             (Purpose::FindSnapshot(ticket), Outcome::Found(found)) => {
                 self.answer(ticket, Ok(ApiReply::Found(found).into()));
+            }
+            (Purpose::ListTables(ticket), Outcome::Listed(listed)) => {
+                self.answer(ticket, Ok(ApiReply::Tables(listed).into()));
             }
             (Purpose::DropPrepared(ticket), Outcome::Done) => {
                 self.slot_dropped(&course.on, &course.replication.slot);

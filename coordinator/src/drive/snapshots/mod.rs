@@ -405,6 +405,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             },
             kept_seconds: Some(spec.expires_seconds),
             only_at: None,
+            followed: None,
         }),
         (Work::Remove, store) => SourceCommand::DeleteSnapshot {
             location: store.as_ref().map(|store| store.location.clone()),

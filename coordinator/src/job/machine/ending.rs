@@ -10,6 +10,7 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
+use super::super::change::Joining;
 use super::super::handover::SlotFate;
 use super::super::{Attempt, Awaited, Shown, Unreachable, Why};
 use super::{
@@ -173,9 +174,10 @@ impl Turn {
             if running.work.side() != side {
                 continue;
             }
-            if running.work == Work::CleanupTarget(CancelledData::Detach) {
-                // The source was cleaned up meanwhile, which ends the permission.
-                self.admit_for_sequences();
+            let asks = running.work == Work::CleanupTarget(CancelledData::Detach);
+            if asks || self.job.joining() != Joining::NotYet {
+                // The source was cleaned up or restarted meanwhile, which ends the permission.
+                self.admit_for_cleanup();
             }
             if running.work.is_cleanup() {
                 self.send(running.id, running.work);
@@ -189,8 +191,8 @@ impl Turn {
         self.retry_stuck(side);
     }
 
-    /// Lets the target ask the source about sequences.
-    fn admit_for_sequences(&mut self) {
+    /// Lets the target ask the source about sequences, or have tables leave the replication that goes on.
+    fn admit_for_cleanup(&mut self) {
         if self.online(Side::Source) && !self.job.is_busy(Side::Source) {
             self.issue(Work::Regrant);
         }
@@ -233,13 +235,16 @@ impl Turn {
             }
         }
         if self.can_clean(Side::Target) {
-            if data == CancelledData::Detach {
-                self.admit_for_sequences();
+            if data == CancelledData::Detach || self.job.joining() != Joining::NotYet {
+                self.admit_for_cleanup();
             }
             self.issue(Work::CleanupTarget(data));
         }
-        let target_first = self.progress_of(Side::Target) == Cleanup::Running
-            && self.now < after(ending.stop_by, TARGET_FIRST);
+        let target = self.progress_of(Side::Target);
+        let target_first = target == Cleanup::Running
+            && self.now < after(ending.stop_by, TARGET_FIRST)
+            // Until its replication is as it was, the target asks the source.
+            || target != Cleanup::Done && self.job.joining() != Joining::NotYet;
         if self.can_clean(Side::Source) && !target_first {
             self.issue(Work::CleanupSource);
         }
@@ -345,8 +350,12 @@ impl Turn {
         }
         match ending.why {
             Why::Failed(fault) => {
-                if ending.shown == Shown::NotYet {
+                if self.job.change.is_some() {
+                    self.effects.push(Effect::Node(NodeEvent::Returned));
+                } else if ending.shown == Shown::NotYet {
                     self.effects.push(Effect::Node(NodeEvent::Failed));
+                }
+                if ending.shown == Shown::NotYet {
                     self.effects
                         .push(Effect::Finished(Finish::Failed(fault.clone())));
                 }
@@ -356,6 +365,7 @@ impl Turn {
             Why::Cancelled(data) => {
                 self.effects.push(Effect::Node(match data {
                     CancelledData::Detach => NodeEvent::Detached,
+                    _ if self.job.change.is_some() => NodeEvent::Returned,
                     CancelledData::Remove | CancelledData::Keep => NodeEvent::Cancelled,
                 }));
                 self.effects.push(Effect::Finished(Finish::Cancelled(rows)));
@@ -373,6 +383,7 @@ impl Turn {
         self.job.attempt = Attempt::default();
         self.job.adopted = None;
         self.job.recalled = None;
+        self.joined(Joining::NotYet);
         self.forget_epochs();
         self.enter(Step::OpenSource);
     }
@@ -383,7 +394,9 @@ impl Turn {
         if first {
             ending.shown = Shown::Failed;
             self.job.ended_at.get_or_insert(self.now);
-            self.effects.push(Effect::Node(NodeEvent::Failed));
+            if self.job.change.is_none() {
+                self.effects.push(Effect::Node(NodeEvent::Failed));
+            }
         }
         match &ending.why {
             Why::Failed(fault) if first => {

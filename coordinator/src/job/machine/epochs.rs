@@ -8,6 +8,7 @@ use steep_protocol::message::api::LostSnapshot;
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, Lsn};
 
+use super::super::change::Joining;
 use super::super::retry::RESTARTS_MAX;
 use super::super::{Attempt, Complete, Side, Work};
 use super::{Effect, Step, Turn};
@@ -107,9 +108,18 @@ impl Turn {
         self.job.kept.tables > 0
     }
 
+    /// Whether several subscriptions become one.
+    pub(super) fn unites(&self) -> bool {
+        self.has_epochs() || self.job.change.is_some()
+    }
+
     /// The job's subscriptions have caught up. Where that is one again, what had to wait for it follows.
     pub(super) fn fence_passed(&mut self, step: Step) {
-        if step == Step::Converge && self.has_epochs() && self.job.earlier.is_empty() {
+        let united = match self.job.change {
+            Some(_) => self.job.joining() == Joining::Done,
+            None => self.has_epochs() && self.job.earlier.is_empty(),
+        };
+        if step == Step::Converge && united {
             self.issue(Work::Finish);
         }
     }

@@ -210,6 +210,8 @@ pub enum Finish {
     Synchronized,
     /// Successfully: the node has its rows, and does not follow.
     Loaded,
+    /// Successfully: the node's replication has more tables, or fewer.
+    Changed,
     /// With an error, which names what is left to remove.
     Failed(Fault),
     /// Cancelled, and everything is removed, rows and tables only if so ordered.
@@ -233,6 +235,9 @@ pub enum Refused {
     /// Commands of the failed job are still being stopped.
     #[error("the failed job is still being stopped")]
     Stopping,
+    /// Its tables are leaving a replication.
+    #[error("tables are leaving the replication, which cannot be undone; it takes moments")]
+    Leaving,
     /// The terms no longer count for anything that it has yet to do.
     #[error("the job is past what those terms are for")]
     TooLate,

@@ -153,6 +153,10 @@ impl Turn {
     /// How long to keep what the job has; `None` if it is of no use.
     fn worth_keeping(&self, step: Step) -> Option<Duration> {
         let keep = self.rules.patience.keep_failed?;
+        if self.job.change.is_some() {
+            // Its node goes on following without it.
+            return None;
+        }
         if step.has_rows(self.job.spec.method) {
             return Some(keep);
         }

@@ -199,6 +199,8 @@ fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
         Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::Constraints,
         // It goes on copying to its end.
         Method::Load => false,
+        // They are not kept.
+        Method::Add | Method::Drop => false,
         Method::Native => step > Step::NativeCopy,
         Method::Backup => step > Step::PrepareTarget,
     };

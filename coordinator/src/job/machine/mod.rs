@@ -3,7 +3,7 @@
 //! Owns the flow of a job: [`step`] takes a job and an event and returns the new job and the effects to
 //! carry out. Pure: it sends nothing, stores nothing and knows no clock. `working` leads from the first
 //! command to SYNCHRONIZED, `faults` decides what a fault means for the job, `ending` stops it and cleans
-//! up, `epochs` goes on with another snapshot, `returns` with agents that are back, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
+//! up, `epochs` goes on with another snapshot, `returns` with agents that are back, `change` lets tables join or leave a replication that goes on, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
 //! - a cancel always leads to a closed job once the agents answer;
@@ -13,6 +13,7 @@
 //! - what a command may leave is recorded before the command is sent;
 //! - only a proof leads to SYNCHRONIZED (G4).
 
+mod change;
 mod ending;
 mod epochs;
 mod event;
@@ -149,7 +150,9 @@ impl Turn {
                     self.undo(data);
                     Ok(())
                 }
-                Closed::Loaded | Closed::Failed(_) | Closed::Cancelled => Err(Refused::Over),
+                Closed::Loaded | Closed::Changed | Closed::Failed(_) | Closed::Cancelled => {
+                    Err(Refused::Over)
+                }
             },
             JobEvent::Up {
                 side, incarnation, ..
@@ -195,6 +198,8 @@ impl Turn {
             | Work::AwaitFence
             | Work::Finish
             | Work::Fold
+            | Work::Join
+            | Work::Leave
             | Work::ProveTarget
             | Work::ProveSource
             | Work::ReleaseTarget

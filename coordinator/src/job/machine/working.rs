@@ -7,6 +7,7 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind};
 
+use super::super::change::Joining;
 use super::super::preflight::{NO_ROOM, origin, spooling};
 use super::super::{Plan, Spooling, WARNINGS_MAX, Why, Witness};
 use super::epochs::is_over;
@@ -27,7 +28,11 @@ impl Turn {
                 if self.job.commands_issued > 0 {
                     return Err(Refused::Begun);
                 }
-                self.effects.push(Effect::Node(NodeEvent::Begin));
+                let begins = match self.job.change {
+                    Some(_) => NodeEvent::Redo,
+                    None => NodeEvent::Begin,
+                };
+                self.effects.push(Effect::Node(begins));
                 let method = self.job.spec.method;
                 for passed in Step::path(method).iter().take_while(|s| **s != step) {
                     for event in passed.brings(method) {
@@ -77,6 +82,8 @@ impl Turn {
                 self.job.attempt.sealed = false;
                 self.snapshot_lost(step, fault);
             }
+            // What has left cannot be followed again without being copied.
+            JobEvent::Cancel { .. } if step == Step::Leave => return Err(Refused::Leaving),
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
                 // The slot is lost or harms the source: nothing can be resumed.
@@ -99,10 +106,13 @@ impl Turn {
         if step == Step::Fold && self.job.earlier.is_empty() {
             return self.leave(step);
         }
+        if step == Step::Join && self.job.joining() == Joining::Done {
+            return self.leave(step);
+        }
         self.job.attempt.released |= step == Step::Release;
         let carried = self.job.carried();
         for work in step.begins(self.job.spec.method) {
-            if *work == Work::Finish && step == Step::Converge && self.has_epochs() {
+            if *work == Work::Finish && step == Step::Converge && self.unites() {
                 continue;
             }
             // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.
@@ -164,7 +174,12 @@ impl Turn {
                 self.warn(missing.findings.clone());
                 self.effects.push(Effect::Missing(missing));
             }
+            (Work::Regrant, _) if self.changes(step) => return,
             (Work::Regrant, _) => {}
+            (Work::Join, Outcome::Done) => {
+                self.joined(Joining::Done);
+                return self.enter(Step::Converge);
+            }
             (Work::Fold, Outcome::Done) => {
                 self.folded();
                 return self.enter(Step::Converge);
@@ -191,7 +206,8 @@ impl Turn {
                 | Outcome::SwitchoverFacts(_)
                 | Outcome::WritesStopped(_)
                 | Outcome::WriteState(_)
-                | Outcome::Compared(_),
+                | Outcome::Compared(_)
+                | Outcome::Listed(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
@@ -266,9 +282,11 @@ impl Turn {
         let origin = origin(&case);
         // The room was taken by the snapshot that it has joined.
         let joined = self.job.spooling == Spooling::Joined;
-        findings.retain(|finding| !joined || finding.code != NO_ROOM);
+        let changes = self.job.change.is_some();
+        findings.retain(|finding| !joined && !changes || finding.code != NO_ROOM);
         let spooling = match joined {
             true => Spooling::Joined,
+            false if changes => Spooling::Live,
             false => spooling(&case),
         };
         let errors: Vec<&Finding> = findings
@@ -388,6 +406,9 @@ impl Turn {
         self.issue(Work::ReleaseSource);
         self.stop_phase();
         let (event, finish, closed) = match self.job.follows() {
+            _ if self.job.change.is_some() => {
+                (NodeEvent::Returned, Finish::Changed, Closed::Changed)
+            }
             true => (
                 NodeEvent::Proved,
                 Finish::Synchronized,

@@ -2,7 +2,7 @@
 
 use steep_protocol::JobId;
 use steep_protocol::message::facts::{Finding, SubscribedTables};
-use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::job::{Method, ReplicationNames};
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness, Tool};
 
 use super::super::lineage::{Around, Graph, Step};
@@ -188,8 +188,13 @@ fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
         .into_iter()
         .map(|step| format!("{} by subscription {}", step.node, step.subscription))
         .collect();
+    // Their own tables are not touched by those that are added.
+    let tell = match pair.spec.method.changes_tables() {
+        true => warning,
+        false => error,
+    };
     (!followers.is_empty()).then(|| {
-        error(
+        tell(
             "target_is_followed",
             target,
             Text::new(
@@ -208,6 +213,20 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
     let ours = (seen.tool == Tool::PostgreSql)
         .then(|| ReplicationNames::parse(name))
         .flatten();
+    let tables = &seen.tables;
+    if ours.is_some() && pair.spec.method == Method::Add {
+        return error(
+            "already_followed",
+            node,
+            Text::new(
+                format!("{node} follows {} already", names(tables)),
+                "what is added is copied first, and would be there twice",
+                format!(
+                    "name only tables that it does not follow; steep-repl tables list --node {node} shows them"
+                ),
+            ),
+        );
+    }
     let graph = graph(pair, around);
     let alias = graph.aliases(node).into_iter().next();
     let (whose, fix) = match (ours, seen.tool.schema()) {
@@ -237,7 +256,6 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
             ),
         ),
     };
-    let tables = &seen.tables;
     error(
         "live_subscription",
         node,

@@ -2,9 +2,9 @@
 //! shows the statements it will run, manual asks for confirmation.
 
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
+use steep_protocol::message::job::{AbsentTables, Confirmation, ExistingRows, SchemaMode};
 use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference};
-use steep_schema::{blocker, named};
+use steep_schema::{blocker, creates, named};
 
 use super::text::counted;
 use super::{Pair, Text, finding};
@@ -18,9 +18,21 @@ const PLAN: &str = "schema_plan";
 /// The code of a difference that auto has no statement for.
 const UNPLANNED: &str = "schema_unplanned";
 
+/// How differences are treated. Where the target lacks whole tables alone, and they are to be created, as auto does.
+fn mode(pair: &Pair<'_>) -> SchemaMode {
+    let review = &pair.target.review;
+    let listed = review.differences.len() as u64 == review.differences_total;
+    let created = listed && review.differences.iter().all(creates);
+    match pair.spec.absent {
+        AbsentTables::Created if created => SchemaMode::Auto,
+        AbsentTables::Created | AbsentTables::Differ => pair.spec.schema_mode,
+    }
+}
+
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let review = &pair.target.review;
-    let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
+    let mode = mode(pair);
+    let (severity, why, fix) = verdict(mode, pair.spec.confirmation);
     let described = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
         let describe = |d| (severity, named(d, "the source", "the target"));
         all.iter().map(describe).collect()
@@ -32,9 +44,9 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let total = review.differences_total.saturating_sub(moved);
     add(pair, findings, MISMATCH, differences, total, (why, fix));
     let differences = described(&order, severity);
-    let told = order_of_columns(pair.spec.schema_mode, (why, fix));
+    let told = order_of_columns(mode, (why, fix));
     add(pair, findings, MISMATCH, differences, moved, told);
-    if pair.spec.schema_mode != SchemaMode::Auto {
+    if mode != SchemaMode::Auto {
         return;
     }
     let mut unlisted = review.unplanned_total;

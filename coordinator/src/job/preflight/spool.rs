@@ -28,7 +28,15 @@ pub(super) fn choose(spec: &JobSpec, source: &SourceFacts) -> Spooling {
             true => Spooling::Spooled,
             false => Spooling::NoRoom,
         },
-        (Method::Native | Method::Backup | Method::Stored | Method::Load, _) => Spooling::Live,
+        (
+            Method::Native
+            | Method::Backup
+            | Method::Stored
+            | Method::Load
+            | Method::Add
+            | Method::Drop,
+            _,
+        ) => Spooling::Live,
     }
 }
 

@@ -41,6 +41,7 @@ pub fn span(method: Method, phase: Phase) -> (f64, f64) {
         (Method::Backup, Phase::Subscribe) => (8.0, 10.0),
         (Method::Backup, Phase::CatchUp) => (10.0, 99.0),
         (Method::Native | Method::Backup, Phase::Prove) => (99.0, 100.0),
+        (Method::Drop, Phase::CatchUp) => (0.0, 100.0),
         (Method::Load, Phase::Constraints) => (88.0, 98.0),
         (_, Phase::Preflight) => (0.0, 1.0),
         (_, Phase::Snapshot) => (1.0, 2.0),
@@ -231,7 +232,7 @@ impl Meter {
                 let within = self.phase_percent(job, copied).unwrap_or(0.0);
                 from + (to - from) * within / 100.0
             }
-            Stage::Closed(Closed::Synchronized | Closed::Loaded) => 100.0,
+            Stage::Closed(Closed::Synchronized | Closed::Loaded | Closed::Changed) => 100.0,
             Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => self.shown,
         }
     }
@@ -442,7 +443,9 @@ fn error_of(job: &Job) -> Option<String> {
         Stage::Kept(kept) => Some(told_of(&kept.fault, &job.spec.target)),
         Stage::Closed(Closed::Failed(fault)) => Some(told_of(fault, &job.spec.target)),
         Stage::Working(_)
-        | Stage::Closed(Closed::Synchronized | Closed::Loaded | Closed::Cancelled) => None,
+        | Stage::Closed(
+            Closed::Synchronized | Closed::Loaded | Closed::Changed | Closed::Cancelled,
+        ) => None,
     }
 }
 

@@ -110,10 +110,12 @@ fn put_job(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
     {
         return Ok(());
     }
-    let old = "SELECT job FROM jobs WHERE target = ?1 AND NOT open";
+    let old = "SELECT job FROM jobs WHERE target = ?1 AND NOT open AND job IS NOT ?2";
+    // What it changes tables of is still the node's job.
+    let goes_on = job.change.as_ref().map(|change| change.base.to_string());
     for table in ["tables", "parts", "samples"] {
         let sql = format!("DELETE FROM {table} WHERE job IN ({old})");
-        execute(transaction, &sql, params![target])?;
+        execute(transaction, &sql, params![target, goes_on])?;
     }
     let sql = "INSERT INTO jobs (job, target, open, record) VALUES (?1, ?2, ?3, ?4)";
     execute(transaction, sql, params![id, target, open, record])

@@ -25,6 +25,10 @@ pub enum Method {
     /// The same without replication (`snapshot apply --no-subscribe`): the target has the snapshot's rows and
     /// follows nobody.
     Load,
+    /// Like a snapshot, of tables that join the replication of a node that follows (`tables add`).
+    Add,
+    /// Not at all: tables leave the replication of a node that follows (`tables drop`).
+    Drop,
 }
 
 impl Method {
@@ -38,6 +42,8 @@ impl Method {
             Self::Backup => "backup",
             Self::Stored => "stored",
             Self::Load => "load",
+            Self::Add => "add",
+            Self::Drop => "drop",
         }
     }
 
@@ -46,7 +52,26 @@ impl Method {
     pub fn is_from_store(self) -> bool {
         match self {
             Self::Stored | Self::Load => true,
-            Self::Snapshot | Self::TwoPhase | Self::Native | Self::Backup => false,
+            Self::Snapshot
+            | Self::TwoPhase
+            | Self::Native
+            | Self::Backup
+            | Self::Add
+            | Self::Drop => false,
+        }
+    }
+
+    /// Whether it changes which tables a node follows, while its replication goes on.
+    #[must_use]
+    pub fn changes_tables(self) -> bool {
+        match self {
+            Self::Add | Self::Drop => true,
+            Self::Snapshot
+            | Self::TwoPhase
+            | Self::Native
+            | Self::Backup
+            | Self::Stored
+            | Self::Load => false,
         }
     }
 
@@ -54,7 +79,13 @@ impl Method {
     #[must_use]
     pub fn follows(self) -> bool {
         match self {
-            Self::Snapshot | Self::TwoPhase | Self::Native | Self::Backup | Self::Stored => true,
+            Self::Snapshot
+            | Self::TwoPhase
+            | Self::Native
+            | Self::Backup
+            | Self::Stored
+            | Self::Add
+            | Self::Drop => true,
             Self::Load => false,
         }
     }
@@ -164,25 +195,78 @@ impl fmt::Display for Compression {
 /// Which tables take part. By default every table of the database but our own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct TableFilter {
-    /// Only tables of these schemas, if any are named.
+    /// Only tables of these schemas, if any schema or table is named.
     pub include_schemas: Vec<Identifier>,
     /// Without these tables.
     pub exclude_tables: Vec<TableName>,
+    /// These tables too, whatever their schema, with everything attached to them.
+    #[serde(default)]
+    pub include_tables: Vec<TableName>,
 }
 
 impl TableFilter {
+    /// A filter that admits these tables alone.
+    #[must_use]
+    pub fn only(tables: Vec<TableName>) -> Self {
+        Self {
+            include_tables: tables,
+            ..Self::default()
+        }
+    }
+
     /// Whether the filter admits everything.
     #[must_use]
     pub fn is_everything(&self) -> bool {
-        self.include_schemas.is_empty() && self.exclude_tables.is_empty()
+        self.includes_all() && self.exclude_tables.is_empty()
+    }
+
+    /// Whether it names nothing to include, and so includes everything.
+    #[must_use]
+    pub fn includes_all(&self) -> bool {
+        self.include_schemas.is_empty() && self.include_tables.is_empty()
+    }
+
+    /// Whether it includes the schema, or a table of it.
+    #[must_use]
+    pub fn reaches(&self, schema: &str) -> bool {
+        self.includes_all()
+            || self.include_schemas.iter().any(|s| s.as_str() == schema)
+            || self
+                .include_tables
+                .iter()
+                .any(|t| t.schema.as_str() == schema)
     }
 
     /// Whether the filter admits that table.
     #[must_use]
     pub fn admits(&self, table: &TableName) -> bool {
-        let schema =
-            self.include_schemas.is_empty() || self.include_schemas.contains(&table.schema);
-        schema && !self.exclude_tables.contains(table)
+        let included = self.includes_all()
+            || self.include_schemas.contains(&table.schema)
+            || self.include_tables.contains(table);
+        included && !self.exclude_tables.contains(table)
+    }
+
+    /// The same filter, which also admits these tables.
+    #[must_use]
+    pub fn with(mut self, tables: &[TableName]) -> Self {
+        self.exclude_tables.retain(|table| !tables.contains(table));
+        for table in tables {
+            if !self.admits(table) {
+                self.include_tables.push(table.clone());
+            }
+        }
+        self
+    }
+
+    /// The same filter, which does not admit these tables.
+    #[must_use]
+    pub fn without(mut self, tables: &[TableName]) -> Self {
+        for table in tables {
+            if self.admits(table) {
+                self.exclude_tables.push(table.clone());
+            }
+        }
+        self
     }
 }
 
@@ -199,6 +283,9 @@ pub struct JobSpec {
     pub parallel: u8,
     /// What to do about schema differences.
     pub schema_mode: SchemaMode,
+    /// What to do about tables that a target with other tables lacks.
+    #[serde(default)]
+    pub absent: AbsentTables,
     /// What to do about existing rows.
     pub existing: ExistingRows,
     /// Whether warnings are confirmed.
@@ -217,6 +304,9 @@ pub struct JobSpec {
     pub timeout_seconds: u64,
     /// How long others may wait for a lock that the job holds on the source.
     pub yield_to_ddl: YieldToDdl,
+    /// What the node does about tables that are created on the source later.
+    #[serde(default)]
+    pub new_tables: NewTables,
 }
 
 impl JobSpec {
@@ -229,6 +319,7 @@ impl JobSpec {
             method: Method::Snapshot,
             parallel: limits::WORKERS_DEFAULT,
             schema_mode: SchemaMode::Strict,
+            absent: AbsentTables::Differ,
             existing: ExistingRows::Refuse,
             confirmation: Confirmation::Needed,
             compression: Compression::Auto,
@@ -237,8 +328,41 @@ impl JobSpec {
             large_table_threshold: ByteCount(10_000_000_000),
             timeout_seconds: 24 * 3600,
             yield_to_ddl: YieldToDdl::default(),
+            new_tables: NewTables::default(),
         }
     }
+}
+
+/// What a node that follows does about tables that are created on its source later (`--new-tables`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewTables {
+    /// They are reported.
+    #[default]
+    Report,
+    /// They are reported, copied and followed.
+    Add,
+}
+
+impl NewTables {
+    /// The name on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Add => "add",
+        }
+    }
+}
+
+/// What a table is that a target lacks although it has others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum AbsentTables {
+    /// A difference of the schemas.
+    #[default]
+    Differ,
+    /// Created like the source's, with what it needs, if nothing else differs.
+    Created,
 }
 
 /// How long another session may wait for a table that the job is reading on the source
@@ -387,10 +511,35 @@ mod tests {
         let filter = TableFilter {
             include_schemas: vec![Identifier::parse("app").unwrap()],
             exclude_tables: vec![name("app", "log")],
+            include_tables: vec![name("other", "rates")],
         };
+        assert!(filter.admits(&name("other", "rates")));
+        assert!(filter.reaches("other") && !filter.reaches("public"));
         assert!(filter.admits(&name("app", "orders")));
         assert!(!filter.admits(&name("app", "log")));
         assert!(!filter.admits(&name("public", "orders")));
         assert!(TableFilter::default().admits(&name("any", "thing")));
+        let only = TableFilter::only(vec![name("app", "orders")]);
+        assert!(only.admits(&name("app", "orders")));
+        assert!(!only.admits(&name("app", "log")));
+    }
+
+    #[test]
+    fn a_filter_admits_what_was_added_and_not_what_was_dropped() {
+        let name = |s: &str, t: &str| TableName::new(s, t).unwrap();
+        let (log, rates) = (name("app", "log"), name("other", "rates"));
+        let filter = TableFilter {
+            include_schemas: vec![Identifier::parse("app").unwrap()],
+            exclude_tables: vec![log.clone()],
+            ..TableFilter::default()
+        };
+        let added = filter.clone().with(&[log.clone(), rates.clone()]);
+        assert!(added.admits(&log) && added.admits(&rates));
+        assert_eq!(added.clone().with(&[log.clone(), rates.clone()]), added);
+        let dropped = added.without(&[log.clone(), rates.clone()]);
+        assert!(!dropped.admits(&log) && !dropped.admits(&rates));
+        assert!(dropped.admits(&name("app", "orders")));
+        // What a filter of everything admits need not be named.
+        assert!(TableFilter::default().with(&[rates]).is_everything());
     }
 }

@@ -19,6 +19,7 @@ pub mod peer;
 pub mod schema;
 pub mod snapshot;
 pub mod switchover;
+pub mod tables;
 pub mod verify;
 
 #[cfg(test)]

@@ -132,6 +132,12 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
+    /// Take the job's tables, with everything attached to them, out of the publication that the target follows.
+    /// Answered with [`PeerReply::Noted`].
+    LeaveTables {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -226,6 +232,7 @@ impl PeerRequest {
             | Self::MoveTables { job, .. }
             | Self::DropEpoch { job, .. }
             | Self::PassFence { job, .. }
+            | Self::LeaveTables { job }
             | Self::Verify { job }
             | Self::PartsReceived { job, .. }
             | Self::FetchKept(FetchKept { job, .. })

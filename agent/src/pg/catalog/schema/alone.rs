@@ -83,8 +83,8 @@ impl Reader<'_> {
                 _ => ObjectKind::Composite,
             };
             let within = match (kind, &schema) {
-                (ObjectKind::Schema, _) => admits_schema(filter, &name),
-                (_, Some(schema)) => admits_schema(filter, schema.as_str()),
+                (ObjectKind::Schema, _) => filter.reaches(&name),
+                (_, Some(schema)) => filter.reaches(schema.as_str()),
                 (_, None) => true,
             };
             if within {
@@ -186,9 +186,4 @@ impl Reader<'_> {
         }
         Ok(())
     }
-}
-
-fn admits_schema(filter: &TableFilter, schema: &str) -> bool {
-    let named = &filter.include_schemas;
-    named.is_empty() || named.iter().any(|name| name.as_str() == schema)
 }

@@ -53,7 +53,7 @@ impl Cluster {
                     ..SourceFacts::default()
                 }))))
             }
-            SourceCommand::Admit { target, .. } => {
+            SourceCommand::Admit { target, .. } | SourceCommand::AdmitChange { target, .. } => {
                 self.nodes[n].agent.admit(job, target);
                 Ok(Done(Outcome::Done))
             }

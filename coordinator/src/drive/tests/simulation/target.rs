@@ -104,6 +104,8 @@ impl Cluster {
             }
             TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
             TargetCommand::Verify(_)
+            | TargetCommand::Join(_)
+            | TargetCommand::Leave(_)
             | TargetCommand::RebuildMissing
             | TargetCommand::RaiseSequences { .. } => Err(failed("not simulated")),
         }

@@ -28,6 +28,7 @@ impl World {
                     page: 1,
                 }),
             },
+            Command::Node(NodeCommand::ListTables { .. }) => Outcome::Listed(Default::default()),
             Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
             Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(FoundSnapshot {
                 snapshot: SnapshotId(job.0),
@@ -80,7 +81,7 @@ impl World {
                     ..self.facts.clone()
                 }))
             }
-            SourceCommand::Admit { .. } => {
+            SourceCommand::Admit { .. } | SourceCommand::AdmitChange { .. } => {
                 self.agent(name).admitted.insert(job);
                 Outcome::Done
             }
@@ -181,6 +182,8 @@ impl World {
             }),
             TargetCommand::Subscribe { .. }
             | TargetCommand::Fold { .. }
+            | TargetCommand::Join(_)
+            | TargetCommand::Leave(_)
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Release
             | TargetCommand::Cleanup { .. } => Outcome::Done,

@@ -2,6 +2,7 @@
 //! wrong sums, at every step.
 
 mod absence;
+mod change;
 mod ending;
 mod epochs;
 mod forward;
@@ -16,11 +17,14 @@ use jiff::SignedDuration;
 use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::{Severity, SourceFacts};
 use steep_protocol::message::handover::{Replication, SchemaCheck, SlotFacts, SlotName, Used};
-use steep_protocol::message::job::{CancelledData, Compression, Method};
+use steep_protocol::message::job::{CancelledData, Compression, Method, TableFilter};
+use steep_protocol::message::lineage::ChangeOrigin;
+use steep_protocol::message::tables::Followed;
 use steep_protocol::{
-    ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount, SnapshotId, Sum,
+    ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount, SnapshotId, Sum, TableName,
 };
 
+use super::super::change::Changing;
 use super::super::handover::{Handover, Reader, StoredRows};
 use super::super::state::transition;
 use super::super::{Complete, Shown};
@@ -94,9 +98,16 @@ impl World {
         let mut job = Job::new(JobId(7), spec, "op", 1_000, now);
         job.handover = (method == Method::Backup).then(handover);
         job.stored = (method == Method::Load).then(stored);
+        job.change = method.changes_tables().then(changing);
+        if method == Method::Drop {
+            job.stage = Stage::Working(Step::Leave);
+        }
         let mut world = Self {
+            node: match job.change {
+                Some(_) => NodeState::Synchronized,
+                None => NodeState::Uninitialized,
+            },
             job,
-            node: NodeState::Uninitialized,
             nodes: Vec::new(),
             now,
             agents: [Agent::default(), Agent::default()],
@@ -404,6 +415,7 @@ const TERMS: Terms = Terms {
 /// How a job of that method ends if all goes well.
 fn success(method: Method) -> Finish {
     match method.follows() {
+        _ if method.changes_tables() => Finish::Changed,
         true => Finish::Synchronized,
         false => Finish::Loaded,
     }
@@ -421,6 +433,18 @@ fn stored() -> StoredRows {
         made: None,
         instead_of: None,
     }
+}
+
+/// What a job changes of a node that follows.
+fn changing() -> Changing {
+    let table = TableName::new("app", "later").unwrap();
+    let followed = Followed {
+        replication: Replication::of(JobId(3)),
+        filter: TableFilter::default(),
+        origin: ChangeOrigin::Any,
+        complete: Vec::new(),
+    };
+    Changing::new(JobId(3), followed, vec![table])
 }
 
 /// The handover of a job that starts from a backup.
@@ -461,6 +485,8 @@ fn outcome_of(work: Work) -> Outcome {
         | Work::Subscribe
         | Work::AwaitNativeCopy
         | Work::Fold
+        | Work::Join
+        | Work::Leave
         | Work::ReleaseTarget
         | Work::ReleaseSource
         | Work::CleanupTarget(_)

@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::super::handover::{Replication, SchemaCheck, Used};
 use super::super::job::{
-    CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
+    AbsentTables, CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter,
+    YieldToDdl,
 };
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
 use super::super::switchover::SwitchoverCommand;
+use super::super::tables::Followed;
 use super::super::verify::{RowValues, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
@@ -136,6 +138,16 @@ pub enum SourceCommand {
         /// Whether it may read values.
         values: RowValues,
     },
+    /// From here on `target` may send requests for this job, and have tables join or leave the publication that it
+    /// follows. Reads nothing.
+    AdmitChange {
+        /// The node that will send them.
+        target: NodeId,
+        /// The tables that join or leave.
+        filter: TableFilter,
+        /// What the target follows by.
+        followed: Followed,
+    },
 }
 
 /// Commands to the target's agent.
@@ -216,6 +228,8 @@ pub enum TargetCommand {
         earlier: Vec<EarlierEpoch>,
         /// The source's agent, if the sequences are to be set to the source's once the subscription is gone.
         sequences: Option<PeerAddress>,
+        /// Tables that may have joined the replication that goes on without them.
+        joined: Option<ChangedTables>,
     },
     /// Compare with the source, which must have received [`SourceCommand::Admit`] for the same job.
     Compare {
@@ -235,6 +249,11 @@ pub enum TargetCommand {
     },
     /// Compare rows with the source's, which must have received [`SourceCommand::AdmitVerify`] for the same job.
     Verify(Box<VerifyTables>),
+    /// Let the subscription that the node follows by carry the tables of the job's own, which is then dropped. Both have
+    /// caught up.
+    Join(ChangedTables),
+    /// Take tables out of the replication that the node follows by. Their rows stay.
+    Leave(ChangedTables),
 }
 
 /// Commands to any agent about its own node.
@@ -267,6 +286,13 @@ pub enum NodeCommand {
     },
     /// A step of a switchover, on either of its nodes.
     Switchover(SwitchoverCommand),
+    /// List the tables that a replication from here carries, and those that its filter admits and it does not carry.
+    ListTables {
+        /// The replication's id.
+        replication: JobId,
+        /// Its filter.
+        filter: TableFilter,
+    },
 }
 
 /// Arguments of [`SourceCommand::Open`].
@@ -299,6 +325,19 @@ pub struct OpenSource {
     /// Only the snapshot that is open at this position will do: without it the command fails with
     /// [`FaultKind::SourceChanged`](crate::FaultKind::SourceChanged) and opens nothing.
     pub only_at: Option<Lsn>,
+    /// The replication that the tables join later.
+    pub followed: Option<Followed>,
+}
+
+/// Tables that join or leave the replication of a node that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedTables {
+    /// The source's agent.
+    pub source: PeerAddress,
+    /// The replication that goes on.
+    pub followed: Followed,
+    /// The tables.
+    pub tables: Vec<TableName>,
 }
 
 /// How a snapshot's rows are read.
@@ -335,6 +374,8 @@ pub struct PrepareTarget {
     pub existing: ExistingRows,
     /// What to do about differences.
     pub schema_mode: SchemaMode,
+    /// What to do about absent tables.
+    pub absent: AbsentTables,
     /// Where the rows come from.
     pub rows: RowsFrom,
     /// The stored snapshot that this agent reads itself: schema, plan and rows are those in it.
@@ -442,8 +483,11 @@ impl Command {
             | TargetCommand::Finish { source, .. }
             | TargetCommand::Compare { source, .. }
             | TargetCommand::RaiseSequences { source } => Some(source),
-            TargetCommand::Cleanup { sequences, .. } => sequences.as_ref(),
+            TargetCommand::Cleanup {
+                sequences, joined, ..
+            } => sequences.as_ref().or(joined.as_ref().map(|j| &j.source)),
             TargetCommand::Verify(request) => Some(&request.source),
+            TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }

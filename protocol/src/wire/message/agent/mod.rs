@@ -15,9 +15,9 @@ mod progress;
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{
-    Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, NodeCommand, OpenSource,
-    PeerAddress, PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts, SlotOrigin,
-    SourceCommand, SubscriptionStart, TargetCommand,
+    ChangedTables, Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, NodeCommand,
+    OpenSource, PeerAddress, PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts,
+    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 pub use self::membership::{
     AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,

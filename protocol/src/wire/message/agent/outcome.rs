@@ -8,6 +8,7 @@ use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use super::super::switchover::{SwitchoverFacts, WriteState, WritesStopped};
+use super::super::tables::TableList;
 use super::super::verify::VerifyReport;
 use crate::wire::{ByteCount, Lsn, RowCount};
 
@@ -92,6 +93,8 @@ pub enum Outcome {
     WritesStopped(WritesStopped),
     /// Of the other commands of a switchover.
     WriteState(WriteState),
+    /// Of `NodeCommand::ListTables`.
+    Listed(TableList),
 }
 
 /// What setting a node's sequences to its source's came to.

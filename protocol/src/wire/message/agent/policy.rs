@@ -137,6 +137,10 @@ impl SourceCommand {
             Self::DeleteSnapshot { .. } => Policy::REMOVAL.named("delete_snapshot"),
             Self::ReturnSlot { .. } => Policy::REMOVAL.named("return_slot"),
             Self::AdmitVerify { .. } => Policy::QUESTION.named("admit_verify"),
+            Self::AdmitChange { .. } => Policy {
+                logged: Logged::Debug,
+                ..Policy::QUESTION.named("admit_change")
+            },
         }
     }
 }
@@ -177,6 +181,8 @@ impl TargetCommand {
                 ..Policy::QUESTION.named("rebuild_missing")
             }
             .within(Duration::from_secs(24 * 3600)),
+            Self::Join(_) => Policy::LONG_STEP.named("join"),
+            Self::Leave(_) => Policy::STEP.named("leave"),
             Self::RaiseSequences { .. } => Policy {
                 logged: Logged::Debug,
                 ..Policy::QUESTION.named("raise_sequences")
@@ -192,6 +198,7 @@ impl NodeCommand {
             Self::CaptureFingerprints => Policy::QUESTION.named("capture_fingerprints"),
             Self::FindStored { .. } => Policy::QUESTION.named("find_snapshot"),
             Self::CheckPlace { .. } => Policy::QUESTION.named("check_place"),
+            Self::ListTables { .. } => Policy::QUESTION.named("list_tables"),
             // It reads the index of every part.
             Self::CheckStored { .. } => Policy::QUESTION
                 .named("check_snapshot")

@@ -20,6 +20,7 @@ use super::handover::PreparedSlot;
 use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
 use super::switchover::SwitchoverView;
+use super::tables::TableList;
 use super::verify::VerifyReport;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
@@ -67,6 +68,8 @@ pub enum ApiReply {
     Missing(MissingObjects),
     /// What a rebuild came to.
     Rebuilt(Rebuilt),
+    /// Of [`Query::Tables`].
+    Tables(TableList),
     /// What stays on servers that could not be reached, a sentence each.
     Left(Vec<String>),
     /// Snapshots.

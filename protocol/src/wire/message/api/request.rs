@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
-use super::super::job::{CancelledData, JobSpec, TableFilter};
+use super::super::job::{CancelledData, JobSpec, NewTables, TableFilter};
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
 use super::super::switchover::SwitchoverSpec;
+use super::super::tables::ChangeSpec;
 use super::super::verify::VerifySpec;
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
@@ -124,6 +125,11 @@ pub enum Query {
     },
     /// [`ApiReply::Findings`]: what speaks against [`Order::Switchover`].
     SwitchoverPlan(Box<SwitchoverSpec>),
+    /// [`ApiReply::Tables`]: the tables that a node follows, and those of its source that it could.
+    Tables {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 /// What changes something.
@@ -197,6 +203,15 @@ pub enum Order {
     Detach(DetachSpec),
     /// [`ApiReply::Switchover`] whenever it has come further. Closing the stream before it is decided undoes it.
     Switchover(Box<SwitchoverSpec>),
+    /// As [`Order::Init`], of one job: tables join the replication of a node that follows, or leave it.
+    ChangeTables(ChangeSpec),
+    /// [`ApiReply::End`]: from now on, the node does that about tables that are created on its source later.
+    SetNewTables {
+        /// The node.
+        node: NodeId,
+        /// What.
+        policy: NewTables,
+    },
 }
 
 /// Arguments of [`Order::Detach`].

@@ -1,0 +1,163 @@
+//! Jobs that change which tables a node follows: whatever happens, the node goes on following.
+
+use super::super::super::change::Joining;
+use super::*;
+
+/// The work of a job that adds tables, in order.
+const ADDING: [Work; 14] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::OpenSource,
+    Work::PrepareTarget,
+    Work::Copy,
+    Work::BuildIndexes,
+    Work::BuildConstraints,
+    Work::Subscribe,
+    Work::AwaitFence,
+    Work::Regrant,
+    Work::Join,
+    Work::Finish,
+    Work::ProveTarget,
+    Work::ReleaseTarget,
+];
+
+/// It has ended, and its node follows.
+fn returned(world: &World, what: impl std::fmt::Debug) {
+    assert!(world.is_closed(), "{what:?}: {:?}", world.job.stage);
+    assert_eq!(world.node, NodeState::Synchronized, "{what:?}");
+    let all = [NodeState::Reinitializing, NodeState::Synchronized];
+    assert_eq!(world.nodes, all, "{what:?}");
+}
+
+#[test]
+fn tables_join_after_a_fence_and_what_they_joined_passes_another_before_the_proof() {
+    let mut world = World::new(Method::Add);
+    world.run_on();
+    returned(&world, "success");
+    assert_eq!(world.finishes, [Finish::Changed]);
+    assert_eq!(world.job.stage, Stage::Closed(Closed::Changed));
+    let sent: Vec<Work> = world.sent.iter().map(|(_, work)| *work).collect();
+    let first = |work| sent.iter().position(|sent| *sent == work);
+    let last = |work| sent.iter().rposition(|sent| *sent == work);
+    for pair in ADDING.windows(2) {
+        assert!(first(pair[0]) < first(pair[1]), "{pair:?} in {sent:?}");
+    }
+    assert!(first(Work::Join) < last(Work::AwaitFence));
+    assert!(last(Work::AwaitFence) < first(Work::Finish));
+    let finishes = sent.iter().filter(|work| **work == Work::Finish);
+    assert_eq!(finishes.count(), 1);
+    assert!(!sent.iter().any(|work| work.is_cleanup()));
+}
+
+#[test]
+fn a_cancel_in_any_step_leaves_a_node_that_follows() {
+    for work in ADDING {
+        let mut world = World::new(Method::Add);
+        world.until(work);
+        world.cancel();
+        let began = world.job.joining() != Joining::NotYet;
+        let joins = world.ids.values().any(|sent| *sent == Work::Join);
+        assert_eq!(began, joins, "{work:?}");
+        world.live_on();
+        returned(&world, work);
+        assert!(
+            matches!(world.finishes[..], [Finish::Cancelled(_)]),
+            "{work:?}"
+        );
+        let order = |wanted: fn(&Work) -> bool| world.sent.iter().position(|(_, w)| wanted(w));
+        let target = order(|work| matches!(work, Work::CleanupTarget(_)));
+        if world.job.target.residue == Residue::Removed && target.is_some() {
+            assert!(
+                target < order(|work| *work == Work::CleanupSource),
+                "{work:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_failure_in_any_step_leaves_a_node_that_follows_and_nothing_to_resume() {
+    for work in ADDING {
+        let mut world = World::new(Method::Add);
+        world.until(work);
+        let at = world.work_of(work.side());
+        let at = at.iter().position(|running| *running == work).unwrap();
+        world.end_one(work.side(), at, true);
+        world.live_on();
+        returned(&world, work);
+        assert!(
+            matches!(world.finishes[..], [Finish::Failed(_)]),
+            "{work:?}"
+        );
+    }
+}
+
+#[test]
+fn a_job_whose_agents_die_in_any_step_goes_on() {
+    for work in ADDING {
+        for side in Side::BOTH {
+            let mut world = World::new(Method::Add);
+            world.until(work);
+            world.kill(side);
+            world.tick(1);
+            world.up(side);
+            world.live_on();
+            returned(&world, (work, side));
+            assert_eq!(world.finishes, [Finish::Changed], "{work:?} {side:?}");
+        }
+    }
+}
+
+#[test]
+fn what_may_have_joined_is_taken_back_before_the_source_forgets_the_job() {
+    let mut world = World::new(Method::Add);
+    world.until(Work::Join);
+    world.kill(Side::Target);
+    world.cancel();
+    world.tick(120);
+    // Without the target's agent nobody knows; the node is not said to follow.
+    assert_eq!(world.node, NodeState::Reinitializing);
+    assert!(matches!(world.finishes[..], [Finish::CancelPending(_)]));
+    let source = |world: &World| world.ids.values().any(|work| *work == Work::CleanupSource);
+    assert!(!source(&world));
+    world.up(Side::Target);
+    // The source's agent must know that the target may ask.
+    let admitted = world.work_of(Side::Source);
+    assert!(admitted.contains(&Work::Regrant), "{admitted:?}");
+    world.live_on();
+    assert!(source(&world));
+    returned(&world, "cancelled");
+}
+
+#[test]
+fn tables_that_leave_cannot_be_called_back_and_leave_whoever_dies() {
+    for side in Side::BOTH {
+        let mut world = World::new(Method::Drop);
+        world.until(Work::Leave);
+        let data = CancelledData::Remove;
+        assert_eq!(
+            world.apply(JobEvent::Cancel { data }),
+            Err(Refused::Leaving)
+        );
+        world.kill(side);
+        world.up(side);
+        world.live_on();
+        returned(&world, side);
+        assert_eq!(world.finishes, [Finish::Changed]);
+        let sent: Vec<Work> = world.sent.iter().map(|(_, work)| *work).collect();
+        assert_eq!(sent[0], Work::Regrant);
+        assert!(sent.contains(&Work::Leave) && !sent.contains(&Work::OpenSource));
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_lost_is_taken_again_while_the_node_goes_on() {
+    let mut world = World::new(Method::Add);
+    world.until(Work::Copy);
+    world.lose_snapshot();
+    world.live_on();
+    returned(&world, "lost");
+    assert_eq!(world.finishes, [Finish::Changed]);
+    let opened = world.ids.values().filter(|work| **work == Work::OpenSource);
+    assert_eq!(opened.count(), 2);
+}
