@@ -225,12 +225,16 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 50] = [
+const ELSEWHERE: [&str; 54] = [
     "init.adopted",
     "verify.completed",
     "verify.failed",
     "overlap.completed",
     "overlap.failed",
+    "repair.planned",
+    "repair.not_planned",
+    "repair.completed",
+    "repair.failed",
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -279,7 +283,7 @@ const ELSEWHERE: [&str; 50] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 11] = [
+const NO_EVENTS: [&str; 13] = [
     "snapshot.generate",
     "snapshot.apply",
     "snapshot.delete",
@@ -291,6 +295,8 @@ const NO_EVENTS: [&str; 11] = [
     "init.rebuild",
     "init.resume",
     "init.adjust",
+    "verify.schedule",
+    "repair.plan",
 ];
 
 #[test]

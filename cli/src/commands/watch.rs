@@ -94,6 +94,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Adjusted(_)
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => {}
         }
     }

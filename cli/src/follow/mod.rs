@@ -231,6 +231,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Adjusted(_)
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => {}
         }
     }

@@ -228,6 +228,7 @@ impl ConnectionTask {
             | ApiReply::Adjusted(_)
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

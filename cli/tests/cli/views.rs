@@ -41,6 +41,7 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         loaded: None,
         detached: None,
         sequences: None,
+        verify: None,
     }
 }
 

@@ -38,10 +38,12 @@ mod orders;
 mod query;
 mod reachability;
 mod rebuild;
+mod repair;
 mod requests;
 mod restore;
 mod resume;
 mod room;
+mod scheduled;
 mod schema;
 mod sequences;
 mod snapshots;
@@ -379,6 +381,7 @@ impl<S: Store> Driver<S> {
             self.tick_unknown_slots(now);
             self.tick_left(now);
             self.tick_sequences(now);
+            self.tick_scheduled(now);
         }
         self.tick_audit(now);
         self.tick_snapshots(now);

@@ -100,6 +100,7 @@ impl<S: Store> Driver<S> {
                 .get(&record.id)
                 .filter(|_| record.state == NodeState::Synchronized)
                 .map(|kept| kept.view.clone()),
+            verify: self.schedule_view(record),
         }
     }
 

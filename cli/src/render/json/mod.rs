@@ -30,7 +30,7 @@ use super::findings;
 pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 22] = [
+const NUMERIC: [&str; 25] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -46,6 +46,9 @@ const NUMERIC: [&str; 22] = [
     "missing",
     "extra",
     "different",
+    "repaired",
+    "changed",
+    "failed",
     "tables",
     "tables_unequal",
     "wal_held",

@@ -177,7 +177,8 @@ impl Turn {
                 | Outcome::Verified(_)
                 | Outcome::Found(_)
                 | Outcome::SequencesRaised(_)
-                | Outcome::Compared(_),
+                | Outcome::Compared(_)
+                | Outcome::Repaired(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {

@@ -95,6 +95,7 @@ impl Cluster {
             }
             TargetCommand::Compare { .. } => Ok(Done(Outcome::Reviewed(Box::default()))),
             TargetCommand::Verify(_)
+            | TargetCommand::Repair(_)
             | TargetCommand::RebuildMissing
             | TargetCommand::RaiseSequences { .. } => Err(failed("not simulated")),
         }

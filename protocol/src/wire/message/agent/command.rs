@@ -7,9 +7,10 @@ use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
 use super::super::lineage::ChangeOrigin;
+use super::super::repair::RepairRows;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
-use super::super::verify::{RowValues, VerifyTables};
+use super::super::verify::{RowAccess, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
 /// The name and address of a peer.
@@ -128,12 +129,12 @@ pub enum SourceCommand {
         /// Whether changes from it may have been applied.
         used: Used,
     },
-    /// From here on `target` may compare rows with this node's. Reads nothing.
+    /// From here on `target` may compare rows with this node's, or repair its own by them. Reads nothing.
     AdmitVerify {
         /// The node that will.
         target: NodeId,
-        /// Whether it may read values.
-        values: RowValues,
+        /// What it may read.
+        access: RowAccess,
     },
 }
 
@@ -230,6 +231,9 @@ pub enum TargetCommand {
     },
     /// Compare rows with the source's, which must have received [`SourceCommand::AdmitVerify`] for the same job.
     Verify(Box<VerifyTables>),
+    /// Write what a page of a plan says, by the rows of the source, which must have received
+    /// [`SourceCommand::AdmitVerify`] for the same job.
+    Repair(Box<RepairRows>),
 }
 
 /// Commands to any agent about its own node.
@@ -437,6 +441,7 @@ impl Command {
             | TargetCommand::RaiseSequences { source } => Some(source),
             TargetCommand::Cleanup { sequences, .. } => sequences.as_ref(),
             TargetCommand::Verify(request) => Some(&request.source),
+            TargetCommand::Repair(request) => Some(&request.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }

@@ -17,9 +17,10 @@ use super::adjust::Adjusted;
 use super::agent::{LockRole, MissingObjects, Rebuilt, WorkProgress};
 use super::facts::Finding;
 use super::handover::PreparedSlot;
+use super::repair::RepairReport;
 use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
-use super::verify::VerifyReport;
+use super::verify::{ScheduleView, VerifyReport};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -82,6 +83,8 @@ pub enum ApiReply {
     Verifying(WorkProgress),
     /// What a comparison of rows came to.
     Compared(Box<VerifyReport>),
+    /// What came of a page of a repair.
+    Repaired(Box<RepairReport>),
 }
 
 /// A node, as the CLI shows it.
@@ -135,6 +138,8 @@ pub struct NodeView {
     pub detached: Option<DetachedFrom>,
     /// How its sequences follow, where that is known.
     pub sequences: Option<SequencesView>,
+    /// How its rows are compared regularly, where they are.
+    pub verify: Option<ScheduleView>,
 }
 
 /// What a job waits for that cannot go on at this moment.

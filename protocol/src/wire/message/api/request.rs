@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
+use super::super::repair::RepairSpec;
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
-use super::super::verify::VerifySpec;
+use super::super::verify::{ScheduleSpec, VerifySpec};
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
 use crate::wire::{NodeId, SnapshotId};
@@ -192,6 +193,10 @@ pub enum Order {
     /// The node stops following for good and keeps tables and rows; [`ApiReply::End`] when that is done, after
     /// [`ApiReply::Left`] with what stays or was not done, if anything. Also of a node that is already detached.
     Detach(DetachSpec),
+    /// [`ApiReply::Repaired`]: a page of a plan is written to a replica. It is completed whether or not anyone waits.
+    Repair(Box<RepairSpec>),
+    /// [`ApiReply::End`] once the coordinator compares the rows of a replica regularly, or no longer.
+    ScheduleVerify(Box<ScheduleSpec>),
 }
 
 /// Arguments of [`Order::Detach`].
