@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 62] = [
+const ELSEWHERE: [&str; 66] = [
     "switchover.started",
     "switchover.step",
     "switchover.retried",
@@ -242,6 +242,10 @@ const ELSEWHERE: [&str; 62] = [
     "verify.failed",
     "overlap.completed",
     "overlap.failed",
+    "repair.planned",
+    "repair.not_planned",
+    "repair.completed",
+    "repair.failed",
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -291,7 +295,7 @@ const ELSEWHERE: [&str; 62] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 13] = [
+const NO_EVENTS: [&str; 15] = [
     "tables.add",
     "tables.drop",
     "snapshot.generate",
@@ -305,6 +309,8 @@ const NO_EVENTS: [&str; 13] = [
     "init.rebuild",
     "init.resume",
     "init.adjust",
+    "verify.schedule",
+    "repair.plan",
 ];
 
 #[test]

@@ -226,3 +226,47 @@ fn the_search_path_of_a_hostile_database_gains_its_owner_nothing() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn a_table_that_may_not_be_read_costs_itself_and_a_repair_names_the_rights_that_it_lacks()
+-> Result<()> {
+    let Some(mut cluster) = owned_databases()? else {
+        return Ok(());
+    };
+    grant(&cluster)?;
+    start_agents(&mut cluster)?;
+    cluster.init(&[])?.expect(0)?;
+    let target = cluster.database("node_b");
+    target.sql("REVOKE SELECT ON shop.customer FROM keeper")?;
+    let verify = ["verify", "node_a", "node_b", "--json"];
+    let unread = cluster.cli(&verify)?.expect(1)?;
+    assert!(
+        unread.stderr.contains("not read: shop.customer"),
+        "{unread}"
+    );
+    let fix = r#"GRANT SELECT ON "shop"."customer" TO "keeper""#;
+    assert!(unread.stderr.contains(fix), "{unread}");
+    let report = unread.objects().remove(0);
+    let table = |at: usize| &report["tables"][at];
+    assert_eq!(table(0)["problem"], "unreadable", "{report}");
+    assert_eq!(table(1)["equal"], true, "{report}");
+    target.sql("DELETE FROM shop.sale WHERE id = 7")?;
+    cluster.cli(&verify)?.expect(3)?;
+    target.sql("GRANT SELECT ON shop.customer TO keeper")?;
+
+    let repair = ["repair", "node_a", "node_b", "--yes"];
+    let refused = cluster.cli(&repair)?.expect(6)?;
+    let fix = "GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text)";
+    assert!(refused.stderr.contains(fix), "{refused}");
+    target.sql(
+        "GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_session_setup(text),
+             pg_replication_origin_session_reset(), pg_replication_origin_drop(text) TO keeper;
+         REVOKE DELETE ON shop.sale FROM keeper; INSERT INTO shop.sale VALUES (-1)",
+    )?;
+    let refused = cluster.cli(&repair)?.expect(3)?;
+    let denied = "permission denied for table sale";
+    assert!(refused.stdout.contains(denied), "{refused}");
+    target.sql("GRANT DELETE ON shop.sale TO keeper")?;
+    cluster.cli(&repair)?.expect(0)?;
+    Ok(())
+}

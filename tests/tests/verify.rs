@@ -393,3 +393,65 @@ fn tables_of_another_form_are_compared_by_the_names_of_their_columns() -> Result
     ensure!(unknown.contains("public.nosuch"), "{unknown}");
     Ok(())
 }
+
+#[test]
+fn who_alters_a_table_waits_for_a_statement_and_the_comparison_goes_on() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(
+        "CREATE SCHEMA app;
+         CREATE TABLE app.item (id integer PRIMARY KEY, name text, note text);
+         INSERT INTO app.item SELECT n, 'name ' || n, repeat('x', 200) FROM generate_series(1, 300000) n;
+         CREATE TABLE app.line (id integer PRIMARY KEY, body text);
+         INSERT INTO app.line SELECT n, repeat('y', 200) FROM generate_series(1, 100000) n;
+         CREATE TABLE app.zz_gone (id integer PRIMARY KEY)",
+    )?;
+    cluster.init(&[])?.expect(0)?;
+    let running = cluster.cli_spawn(&[
+        "verify",
+        "node_a",
+        "node_b",
+        "--parallel",
+        "1",
+        "--max-rate",
+        "15MB",
+        "--json",
+    ])?;
+    let reading =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'steep-repl verify%'
+        AND query LIKE '%FROM ONLY \"app\".\"item\"%'";
+    wait::until_true("the first table to be read", LIMIT, || {
+        let sessions: u32 = source.value(reading)?;
+        Ok(sessions > 0)
+    })?;
+    let began = std::time::Instant::now();
+    for database in [&source, &target] {
+        database.sql("SET lock_timeout = '5s'; ALTER TABLE app.item DROP COLUMN note; DROP TABLE app.zz_gone")?;
+    }
+    source.sql("SET lock_timeout = '5s'; TRUNCATE app.line")?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+
+    let ended = running.finish(LIMIT)?.expect(1)?;
+    ensure!(ended.stderr.contains("not read: app.zz_gone"), "{ended}");
+    let report = ended.objects().into_iter().next().context("a report")?;
+    let compared = tables(&report)?;
+    for name in ["app.item", "app.line"] {
+        ensure!(
+            compared[name]["equal"] == true,
+            "{name}: {}",
+            compared[name]
+        );
+    }
+    let gone = &compared["app.zz_gone"];
+    ensure!(
+        gone["problem"] == "unreadable" && gone["equal"] == false,
+        "{gone}"
+    );
+    let why = gone["error"]["message"].as_str().unwrap_or_default();
+    ensure!(why.contains("was dropped"), "{gone}");
+    Ok(())
+}

@@ -14,6 +14,8 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::facts::Listed;
 use steep_protocol::message::job::TableFilter;
 
+use tokio_postgres::Row;
+
 use crate::deferred::indexes;
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
@@ -116,6 +118,29 @@ fn calls_sql() -> String {
         FROM called c JOIN rel ON rel.oid = c.rel JOIN pg_roles r ON r.oid = c.owner
         WHERE NOT r.rolsuper AND r.rolname <> current_user ORDER BY 1, 2, 3, 4 LIMIT {ROWS_MAX}"
     )
+}
+
+/// Functions of ordinary roles that writing to tables calls, by table, where the role that writes may do more than
+/// their owners.
+pub(crate) async fn code_of_others(
+    task: &Task,
+    session: &Session,
+) -> Result<Vec<(TableName, String)>, PgError> {
+    if powers(task, session).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .run(&task.cancel, session.query(&calls_sql(), &[]))
+        .await?;
+    let call = |row: &Row| {
+        let (how, function, owner): (&str, &str, &str) =
+            (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+        Ok((
+            table_name(row, 0)?,
+            format!("{function} of {owner} by {how}"),
+        ))
+    };
+    rows.iter().map(call).collect()
 }
 
 /// Functions of ordinary roles that loading the admitted tables calls, and those of their other indexes.

@@ -10,6 +10,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::repair::RepairRows;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::message::verify::VerifyTables;
@@ -43,7 +44,7 @@ use crate::switchover;
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::Telemetry;
-use crate::verify::compare_rows;
+use crate::verify::{compare_rows, repair_rows};
 
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -172,8 +173,8 @@ impl Agent {
                 filter,
                 replicated,
             } => self.jobs.admit(job, target, filter, replicated),
-            SourceCommand::AdmitVerify { target, values } => {
-                self.jobs.admit_comparison(job, target, values);
+            SourceCommand::AdmitVerify { target, access } => {
+                self.jobs.admit_comparison(job, target, access);
             }
             SourceCommand::AdmitChange {
                 target,
@@ -389,6 +390,7 @@ impl Agent {
                 what,
             } => self.compare(task, source, (filter, what)).await,
             TargetCommand::Verify(request) => self.verify(task, *request).await,
+            TargetCommand::Repair(request) => self.repair(task, *request).await,
             TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
         }
     }
@@ -412,11 +414,22 @@ impl Agent {
         Ok(Outcome::Reviewed(Box::new(review)))
     }
 
-    async fn verify(&self, task: &Task, request: VerifyTables) -> Result<Outcome, Fault> {
-        let remote = Remote {
-            agent: self.source_agent(request.source.clone(), task.job),
+    /// For rows of the source.
+    fn remote(&self, task: &Task, source: PeerAddress) -> Remote {
+        Remote {
+            agent: self.source_agent(source, task.job),
             cancel: task.cancel.clone(),
-        };
+        }
+    }
+
+    async fn repair(&self, task: &Task, request: RepairRows) -> Result<Outcome, Fault> {
+        let remote = self.remote(task, request.source.clone());
+        let repaired = Box::pin(repair_rows(task, remote, request)).await;
+        repaired.map(|report| Outcome::Repaired(Box::new(report)))
+    }
+
+    async fn verify(&self, task: &Task, request: VerifyTables) -> Result<Outcome, Fault> {
+        let remote = self.remote(task, request.source.clone());
         let compared = Box::pin(compare_rows(task, remote, request)).await;
         self.reports.forget(task.job);
         Ok(Outcome::Compared(Box::new(compared?)))

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use steep_protocol::message::agent::HeldSnapshot;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::tables::Followed;
-use steep_protocol::message::verify::RowValues;
+use steep_protocol::message::verify::RowAccess;
 use steep_protocol::{ByteCount, JobId, NodeId, RowCount, SnapshotId};
 
 use super::OpenSnapshot;
@@ -29,8 +29,8 @@ pub(crate) struct SourceJob {
     pub(crate) filter: TableFilter,
     /// The replication whose published tables the description names.
     pub(crate) replication: Option<JobId>,
-    /// Whether its target may compare rows, and see their values.
-    pub(crate) compares: Option<RowValues>,
+    /// Whether its target may compare rows, and what it may see of them.
+    pub(crate) compares: Option<RowAccess>,
     /// The replication that its tables join or leave.
     pub(crate) followed: Option<Followed>,
     pub(crate) open: Option<Holder>,
@@ -80,12 +80,12 @@ impl SourceJobs {
         );
     }
 
-    /// Lets `target` compare rows under that job, and nothing else.
-    pub(crate) fn admit_comparison(&self, job: JobId, target: NodeId, values: RowValues) {
+    /// Lets `target` read rows under that job, and nothing else.
+    pub(crate) fn admit_comparison(&self, job: JobId, target: NodeId, access: RowAccess) {
         let filter = TableFilter::default();
         self.admit(job, target, filter, None);
         if let Some(entry) = self.lock().get_mut(&job) {
-            entry.compares = Some(values);
+            entry.compares = Some(access);
         }
     }
 

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use steep_protocol::limits::{LISTED_MAX, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX};
+use steep_protocol::limits::{
+    LISTED_MAX, REPAIR_ROW_MAX, REPAIR_ROWS_AT_ONCE, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX,
+};
+use steep_protocol::message::repair::{FetchedRow, Horizon, RowVersion, SeenRow};
 use steep_protocol::message::verify::{
-    BucketSum, ColumnText, HeapRange, KeyedRow, RowDigest, RowKey, RowShape, RowValues, Sieve,
-    VerifyAsk, VerifyReply,
+    BucketSum, ColumnText, HeapRange, KeyedRow, RowAccess, RowDigest, RowKey, RowShape, RowValues,
+    Sieve, Summed, VerifyAsk, VerifyReply,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, Lsn, NodeId, TableName};
 use tokio_postgres::error::SqlState;
@@ -35,6 +38,10 @@ const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_ti
 const BY_INDEX: &str =
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
 
+/// The transactions of the server.
+const HORIZON: &str =
+    "SELECT pg_snapshot_xmin(pg_current_snapshot()), pg_snapshot_xmax(pg_current_snapshot())";
+
 /// The catalog is read as ever.
 const BY_PLAN: &str = "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin";
 
@@ -47,8 +54,8 @@ pub(crate) struct Answerer {
     encoding: Encoding,
     /// See [`OpenedTable::hashing`](steep_protocol::message::verify::OpenedTable::hashing).
     hashing: String,
-    /// Whether values may be read.
-    values: RowValues,
+    /// What may be told of rows.
+    access: RowAccess,
     table: Option<(Table, Option<Reading>)>,
 }
 
@@ -57,7 +64,7 @@ impl Answerer {
     ///
     /// # Errors
     /// The fault of a server that cannot be reached or refuses.
-    pub(crate) async fn connect(task: &Task, values: RowValues) -> Result<Self, Fault> {
+    pub(crate) async fn connect(task: &Task, access: RowAccess) -> Result<Self, Fault> {
         let session = task.connect(&format!("verify {}", task.job)).await?;
         let set = session.run(&task.cancel, session.batch_execute(SETTINGS));
         set.await.map_err(|error| task.fault(error))?;
@@ -69,7 +76,7 @@ impl Answerer {
             session,
             node: task.node.clone(),
             cancel: task.cancel.clone(),
-            values,
+            access,
             table: None,
         })
     }
@@ -91,8 +98,8 @@ impl Answerer {
                 Ok(VerifyReply::Tables(tables))
             }
             VerifyAsk::Open(name) => self.open(&name).await,
-            VerifyAsk::Read(shape) => {
-                let reading = self.reading(&shape)?;
+            VerifyAsk::Read(shape, summed) => {
+                let reading = self.reading(&shape, summed)?;
                 if let Some((_, current)) = &mut self.table {
                     *current = Some(reading);
                 }
@@ -127,6 +134,17 @@ impl Answerer {
                 let found = self.stopping(catalog::subscriptions(&self.session)).await?;
                 Ok(VerifyReply::Subscriptions(found))
             }
+            VerifyAsk::Identity => {
+                let found = self.stopping(catalog::identity(&self.session)).await?;
+                Ok(VerifyReply::Identity(found))
+            }
+            VerifyAsk::References(tables) => {
+                let tables = &tables[..tables.len().min(VERIFY_TABLES_MAX)];
+                let found = catalog::references(&self.session, tables);
+                self.stopping(found).await.map(VerifyReply::References)
+            }
+            VerifyAsk::Versions(keys) => self.versions(&keys).await,
+            VerifyAsk::Fetch { keys, longest } => self.fetch(&keys, longest).await,
         }
     }
 
@@ -144,7 +162,7 @@ impl Answerer {
     }
 
     /// Names that the table does not have are refused, so that no other text becomes SQL.
-    fn reading(&self, shape: &RowShape) -> Result<Reading, Fault> {
+    fn reading(&self, shape: &RowShape, summed: Summed) -> Result<Reading, Fault> {
         let Some((table, _)) = &self.table else {
             return Err(self.refused("no table is open".to_owned()));
         };
@@ -164,7 +182,7 @@ impl Answerer {
             columns: columns.collect::<Result<_, _>>()?,
             key: key.collect::<Result<_, _>>()?,
             encoding: self.encoding,
-            summed: shape.summed,
+            summed,
         })
     }
 
@@ -217,7 +235,7 @@ impl Answerer {
     async fn columns(&self, keys: &[RowKey], values: RowValues) -> Result<VerifyReply, Fault> {
         let (_, reading) = self.current()?;
         let (table, reading) = self.by_key(keys, rows_at_once(reading.columns.len()))?;
-        if values == RowValues::Shown && self.values == RowValues::Hidden {
+        if values == RowValues::Shown && self.access != RowAccess::Compare(RowValues::Shown) {
             return Err(self.refused("values were not asked for by the operator".to_owned()));
         }
         let mut found = vec![None; keys.len()];
@@ -241,6 +259,46 @@ impl Answerer {
             }
         }
         Ok(VerifyReply::Columns(found))
+    }
+
+    async fn versions(&self, keys: &[RowKey]) -> Result<VerifyReply, Fault> {
+        let (table, reading) = self.by_key(keys, VERIFY_ROWS_MAX)?;
+        let mut rows = vec![None; keys.len()];
+        // Read first: it must not be newer than the rows.
+        let horizon = self.read(HORIZON, horizon).await?;
+        let mut horizon = horizon.unwrap_or_default().into_iter();
+        let horizon = horizon.next().ok_or_else(|| self.too_slow(table))?;
+        if !keys.is_empty() {
+            let sql = reading.versions(&table.from, keys);
+            let found = self.read(&sql, seen);
+            for (place, row) in found.await?.ok_or_else(|| self.too_slow(table))? {
+                if let Some(entry) = rows.get_mut(place) {
+                    *entry = Some(row);
+                }
+            }
+        }
+        Ok(VerifyReply::Versions { horizon, rows })
+    }
+
+    async fn fetch(&self, keys: &[RowKey], longest: u32) -> Result<VerifyReply, Fault> {
+        if self.access != RowAccess::Repair {
+            return Err(self.refused("this is no repair".to_owned()));
+        }
+        if (longest as usize).saturating_mul(keys.len()) > REPAIR_ROW_MAX {
+            return Err(self.refused("more values than fit an answer".to_owned()));
+        }
+        let (table, reading) = self.by_key(keys, REPAIR_ROWS_AT_ONCE)?;
+        let mut found = vec![None; keys.len()];
+        if !keys.is_empty() {
+            let sql = reading.fetch(&table.from, keys, longest);
+            let rows = self.read(&sql, fetched).await?;
+            for (place, row) in rows.ok_or_else(|| self.too_slow(table))? {
+                if let Some(entry) = found.get_mut(place) {
+                    *entry = Some(row);
+                }
+            }
+        }
+        Ok(VerifyReply::Fetched(found))
     }
 
     /// The open table, if its rows can be looked up by these keys.
@@ -363,6 +421,34 @@ fn number<T: std::str::FromStr>(row: &SimpleQueryRow, at: usize) -> Option<T> {
 
 fn digest(row: &SimpleQueryRow, at: usize) -> Option<RowDigest> {
     u128::from_str_radix(row.get(at)?, 16).ok().map(RowDigest)
+}
+
+/// A row of [`Reading::versions`], with its key's place.
+pub(super) fn seen(row: &SimpleQueryRow) -> Option<(usize, SeenRow)> {
+    let version = RowVersion {
+        place: row.get(1)?.to_owned(),
+        xmin: number(row, 2)?,
+        xmax: number(row, 3)?,
+    };
+    let digest = digest(row, 4)?;
+    Some((number(row, 0)?, SeenRow { version, digest }))
+}
+
+/// Columns of [`Reading::fetch`] before the values.
+const VALUES_AT: usize = 6;
+
+fn fetched(row: &SimpleQueryRow) -> Option<(usize, FetchedRow)> {
+    let (place, seen) = seen(row)?;
+    let values = || (VALUES_AT..row.len()).map(|at| row.get(at).map(str::to_owned));
+    let values = (row.get(VALUES_AT - 1)? == "t").then(|| values().collect());
+    Some((place, FetchedRow { seen, values }))
+}
+
+fn horizon(row: &SimpleQueryRow) -> Option<Horizon> {
+    Some(Horizon {
+        oldest: number(row, 0)?,
+        next: number(row, 1)?,
+    })
 }
 
 fn sum(row: &SimpleQueryRow) -> Option<BucketSum> {

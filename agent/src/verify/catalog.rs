@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use steep_protocol::message::repair::DatabaseId;
 use steep_protocol::message::verify::{
     ListedTables, OpenedTable, SlotPosition, SubscriptionFacts, TableSize, VerifyColumn,
 };
@@ -89,15 +90,27 @@ pub(super) async fn list(
             texts(names),
         ),
     };
-    let sql = format!(
-        "SELECT n.nspname::text, c.relname::text, \
-             coalesce((SELECT sum(pg_relation_size(p.relid)) FROM pg_partition_tree(c.oid) p \
-                 WHERE p.isleaf AND c.relkind = 'p'), pg_relation_size(c.oid), 0)::bigint \
+    let sized = |size: &str| {
+        format!(
+            "SELECT n.nspname::text, c.relname::text, \
+             coalesce((SELECT sum({size}) FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid \
+                 WHERE p.isleaf AND c.relkind = 'p'), (SELECT {size} FROM pg_class l WHERE l.oid = c.oid), 0)::bigint \
          FROM (SELECT DISTINCT w.oid FROM ({roots}) AS w (oid)) AS r \
          JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
          ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
-    );
-    let rows = session.query(&sql, &[&names]).await?;
+        )
+    };
+    let exact = session
+        .query(&sized("pg_relation_size(l.oid)"), &[&names])
+        .await;
+    let rows = match exact.map_err(PgError::from) {
+        // Somebody alters a table: that must not hold up the others.
+        Err(error) if error.is_locked() => {
+            let estimate = format!("greatest(l.relpages, 0)::bigint * {PAGE}");
+            session.query(&sized(&estimate), &[&names]).await?
+        }
+        exact => exact?,
+    };
     let size = |row: &Row| {
         let bytes: i64 = row.try_get(2)?;
         Ok(TableSize {
@@ -397,4 +410,43 @@ pub(super) async fn slots(
 
 pub(super) fn not_an_lsn() -> PgError {
     PgError::Protocol("an LSN that is none".to_owned())
+}
+
+/// Which database this is.
+pub(super) async fn identity(session: &Session) -> Result<DatabaseId, PgError> {
+    let sql = "SELECT c.system_identifier, d.oid FROM pg_control_system() c, pg_database d \
+         WHERE d.datname = current_database()";
+    let row = session.query_one(sql, &[]).await?;
+    let system: i64 = get(&row, 0)?;
+    Ok(DatabaseId {
+        system: system.cast_unsigned(),
+        database: get(&row, 1)?,
+    })
+}
+
+/// The foreign keys between these tables: each with the table that it refers to, partitions as their roots.
+pub(super) async fn references(
+    session: &Session,
+    tables: &[TableName],
+) -> Result<Vec<(TableName, TableName)>, PgError> {
+    let sql = concat!(
+        "SELECT DISTINCT cn.nspname::text, c.relname::text, rn.nspname::text, r.relname::text \
+         FROM pg_constraint k \
+         JOIN pg_class c ON c.oid = ",
+        root!("k.conrelid"),
+        " JOIN pg_namespace cn ON cn.oid = c.relnamespace \
+         JOIN pg_class r ON r.oid = ",
+        root!("k.confrelid"),
+        " JOIN pg_namespace rn ON rn.oid = r.relnamespace \
+         WHERE k.contype = 'f' AND c.oid <> r.oid \
+         AND (cn.nspname::text, c.relname::text) IN (SELECT * FROM unnest($1::text[], $2::text[])) \
+         AND (rn.nspname::text, r.relname::text) IN (SELECT * FROM unnest($1::text[], $2::text[]))"
+    );
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables
+        .iter()
+        .map(|t| (t.schema.as_str(), t.table.as_str()))
+        .unzip();
+    let rows = session.query(sql, &[&schemas, &names]).await?;
+    let pair = |row: &Row| Ok((table_name(row, 0)?, table_name(row, 2)?));
+    rows.iter().map(pair).collect()
 }

@@ -6,19 +6,21 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 use steep_protocol::limits::{VERIFY_COLUMNS_ALL, VERIFY_EXAMPLES_ALL, VERIFY_TABLES_MAX};
+use steep_protocol::message::repair::PlannedTable;
 use steep_protocol::message::verify::{
-    ListedTables, RowValues, SubscriptionFacts, TableReport, VerifyAsk, VerifyReply, VerifyReport,
-    VerifyTables,
+    Comparing, ListedTables, Relation, RowAccess, SubscriptionFacts, TableProblem, TableReport,
+    TableSize, VerifyAsk, VerifyReply, VerifyReport, VerifyTables,
 };
-use steep_protocol::{Fault, FaultKind, Identifier, NodeId, Phase, TableName};
+use steep_protocol::{Fault, FaultKind, Identifier, NodeId, Phase, Retry, TableName};
 
 use super::Dial;
 use super::answer::Answerer;
 use super::examples::size_of;
 use super::fence::Following;
+use super::plan::Room;
 use super::pool::Pool;
 use super::progress::Progress;
-use super::table::Comparison;
+use super::table::{Compared, Comparison};
 use crate::pg::PgError;
 use crate::task::Task;
 
@@ -30,7 +32,7 @@ const CANCELS_WITHIN: Duration = Duration::from_secs(1);
 
 /// This node's own PostgreSQL.
 #[derive(Debug)]
-pub(crate) struct Local(pub(crate) Task, pub(crate) RowValues);
+pub(crate) struct Local(pub(crate) Task, pub(crate) RowAccess);
 
 impl Dial for Local {
     type Side = Answerer;
@@ -48,7 +50,7 @@ pub(crate) async fn compare_rows<A: Dial>(
     source: A,
     request: VerifyTables,
 ) -> Result<VerifyReport, Fault> {
-    let here = Local(task.clone(), request.values);
+    let here = Local(task.clone(), RowAccess::Compare(request.values));
     let reporting = task.clone();
     let report = move |work| reporting.work(Phase::Copy, work);
     let compared = Box::pin(compare((source, here), &task.node, request, report));
@@ -79,7 +81,17 @@ pub(super) async fn compare<A: Dial, B: Dial>(
     let a = Pool::new(source.node, a, parallel, max_rate);
     let b = Pool::new(node.clone(), b, parallel, max_rate);
     let follows = subscriptions(&a, &b).await?;
-    let sizes = list(&a, &b, &tables, &follows).await?;
+    let mut sizes = list(&a, &b, &tables, &follows).await?;
+    if comparing == Comparing::Repair {
+        if follows.is_empty() {
+            return Err(not_followed(a.node(), b.node()));
+        }
+        let replicated = replicated(&a, &b, &follows).await?;
+        if let Some(own) = tables.iter().find(|name| !replicated.contains(name)) {
+            return Err(not_replicated(a.node(), b.node(), own));
+        }
+        sizes.retain(|name, _| replicated.contains(name));
+    }
     let total = sizes.values().sum();
     let slots = follows
         .into_iter()
@@ -93,39 +105,160 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         values,
         comparing,
         parallel,
+        room: Room::default(),
     };
-    let comparison = &comparison;
-    let compared = stream::iter(sizes.into_keys().enumerate())
-        .map(|(at, name)| async move {
-            comparison.progress.table(at, &name);
-            Box::pin(comparison.table(name)).await
-        })
-        .buffer_unordered(usize::from(parallel.max(1)));
-    let mut compared = std::pin::pin!(compared);
-    let (mut tables, mut room, mut bytes) = (Vec::new(), VERIFY_EXAMPLES_ALL, EXAMPLES_BYTES);
-    let mut columns = VERIFY_COLUMNS_ALL;
-    while let Some(table) = compared.next().await {
-        let mut table: TableReport = table?;
-        table.examples.truncate(room);
-        table.examples.retain(|example| {
-            let left = bytes.checked_sub(size_of(example));
-            bytes = left.unwrap_or(bytes);
-            left.is_some()
-        });
-        room -= table.examples.len();
-        table.columns.truncate(columns);
-        columns -= table.columns.len();
-        tables.push(table);
+    let names: Vec<TableName> = sizes.into_keys().collect();
+    let mut results = Results::default();
+    let again = comparison.all(names, &mut results).await?;
+    // Somebody had altered, locked or dropped them.
+    let (again, lost): (Vec<_>, Vec<_>) = again.into_iter().partition(|(_, fault)| passes(fault));
+    let again = again.into_iter().map(|(name, _)| name).collect();
+    let still = comparison.all(again, &mut results).await?;
+    for (name, fault) in lost.into_iter().chain(still) {
+        results.unreadable(name, fault);
     }
+    let Results {
+        mut tables,
+        planned,
+        ..
+    } = results;
     tables.sort_by(|one, other| one.name.cmp(&other.name));
+    let relation = comparison.following.relation();
+    let plan = match comparing {
+        Comparing::Equality | Comparing::Overlap => None,
+        Comparing::Repair if relation == Relation::Replicates => {
+            Some(comparison.whole_plan(planned).await?)
+        }
+        Comparing::Repair => return Err(not_connected(comparison.a.node(), comparison.b.node())),
+    };
     Ok(VerifyReport {
         tables,
-        relation: comparison.following.relation(),
+        relation,
+        plan,
     })
 }
 
+/// What is known so far, bounded.
+#[derive(Debug)]
+struct Results {
+    tables: Vec<TableReport>,
+    planned: Vec<PlannedTable>,
+    /// Rows, bytes and columns that the report still has room for.
+    examples: usize,
+    bytes: usize,
+    columns: usize,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        Self {
+            tables: Vec::new(),
+            planned: Vec::new(),
+            examples: VERIFY_EXAMPLES_ALL,
+            bytes: EXAMPLES_BYTES,
+            columns: VERIFY_COLUMNS_ALL,
+        }
+    }
+}
+
+impl Results {
+    fn add(&mut self, compared: Compared) {
+        let Compared {
+            report: mut table,
+            planned,
+        } = compared;
+        table.examples.truncate(self.examples);
+        table.examples.retain(|example| {
+            let left = self.bytes.checked_sub(size_of(example));
+            self.bytes = left.unwrap_or(self.bytes);
+            left.is_some()
+        });
+        self.examples -= table.examples.len();
+        table.columns.truncate(self.columns);
+        self.columns -= table.columns.len();
+        self.tables.push(table);
+        self.planned.extend(planned);
+    }
+
+    /// A table that could not be read costs itself alone.
+    fn unreadable(&mut self, name: TableName, mut fault: Fault) {
+        match self
+            .bytes
+            .checked_sub(fault.message.len() + fault.hint.len())
+        {
+            Some(left) => self.bytes = left,
+            None => {
+                let text = "it could not be read, like others before it";
+                fault = Fault::new(fault.kind, text);
+            }
+        }
+        fault.table = None;
+        let problem = Some(TableProblem::Unreadable(Box::new(fault)));
+        let report = TableReport::new(name);
+        self.tables.push(TableReport { problem, ..report });
+    }
+}
+
+impl<A: Dial, B: Dial> Comparison<A, B> {
+    /// Compares these tables, several at once. Returns those that could not be read.
+    async fn all(
+        &self,
+        names: Vec<TableName>,
+        results: &mut Results,
+    ) -> Result<Vec<(TableName, Fault)>, Fault> {
+        let compared = stream::iter(names.into_iter().enumerate())
+            .map(|(at, name)| async move {
+                self.progress.table(at, &name);
+                (name.clone(), Box::pin(self.table(name)).await)
+            })
+            .buffer_unordered(usize::from(self.parallel.max(1)));
+        let mut compared = std::pin::pin!(compared);
+        let mut unread = Vec::new();
+        while let Some((name, outcome)) = compared.next().await {
+            match outcome {
+                Ok(table) => results.add(table),
+                Err(fault) if is_about(&fault, &name) => unread.push((name, fault)),
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(unread)
+    }
+}
+
+/// Whether only that table cannot be read, so that the others can.
+pub(super) fn is_about(fault: &Fault, table: &TableName) -> bool {
+    let elsewhere = matches!(fault.kind, FaultKind::Unreachable | FaultKind::Cancelled)
+        || fault.retry == Retry::NewConnection;
+    fault.table.as_deref() == Some(table) && !elsewhere
+}
+
+/// Whether the table may be readable a little later.
+fn passes(fault: &Fault) -> bool {
+    fault.kind != FaultKind::Unauthorized
+}
+
+/// Also of a repair.
+pub(super) fn not_followed(a: &NodeId, b: &NodeId) -> Fault {
+    let text = format!(
+        "{b} has no enabled subscription to {a}, so nobody can say when its rows are up to date"
+    );
+    Fault::new(FaultKind::Failed, text).on(b).hint(format!(
+        "enable its subscription, or make it a replica with steep-repl init {b} --from {a}"
+    ))
+}
+
+/// Also of a replica whose rows are being repaired.
+pub(super) fn not_connected(a: &NodeId, b: &NodeId) -> Fault {
+    let text = format!(
+        "the subscription of {b} to {a} is not connected, so rows may differ that only wait for their changes"
+    );
+    Fault::new(FaultKind::Failed, text).on(b).hint(format!(
+        "see steep-repl status {b} for what holds it up; once it has caught up, run the command again"
+    ))
+}
+
 /// The subscriptions by which `b` follows `a`: those whose slots are on `a`.
-async fn subscriptions<A: Dial, B: Dial>(
+pub(super) async fn subscriptions<A: Dial, B: Dial>(
     a: &Pool<A>,
     b: &Pool<B>,
 ) -> Result<Vec<SubscriptionFacts>, Fault> {
@@ -162,21 +295,9 @@ async fn list<A: Dial, B: Dial>(
     } else if follows.is_empty() {
         (ListedTables::All, ListedTables::All)
     } else {
-        let publications = follows
-            .iter()
-            .flat_map(|s| s.publications.clone())
-            .collect();
-        let names = follows.iter().map(|s| s.name.clone()).collect();
-        (
-            ListedTables::Published(publications),
-            ListedTables::Subscribed(names),
-        )
+        carried_by(follows)
     };
-    let (a_has, b_has) =
-        tokio::try_join!(a.ask(VerifyAsk::List(on_a)), b.ask(VerifyAsk::List(on_b)))?;
-    let (VerifyReply::Tables(a_has), VerifyReply::Tables(b_has)) = (a_has, b_has) else {
-        return Err(a.unexpected());
-    };
+    let (a_has, b_has) = both_lists(a, b, (on_a, on_b)).await?;
     let mut sizes = BTreeMap::new();
     for table in a_has.into_iter().chain(b_has) {
         *sizes.entry(table.name).or_insert(0) += table.bytes.0;
@@ -195,4 +316,44 @@ async fn list<A: Dial, B: Dial>(
         return Err(Fault::new(FaultKind::BadRequest, text).hint("name some of them with --tables"));
     }
     Ok(sizes)
+}
+
+/// The tables that the subscriptions carry, as each side knows them.
+fn carried_by(follows: &[SubscriptionFacts]) -> (ListedTables, ListedTables) {
+    let publications = follows.iter().flat_map(|s| s.publications.clone());
+    let names = follows.iter().map(|s| s.name.clone());
+    (
+        ListedTables::Published(publications.collect()),
+        ListedTables::Subscribed(names.collect()),
+    )
+}
+
+async fn both_lists<A: Dial, B: Dial>(
+    a: &Pool<A>,
+    b: &Pool<B>,
+    (on_a, on_b): (ListedTables, ListedTables),
+) -> Result<(Vec<TableSize>, Vec<TableSize>), Fault> {
+    let both = tokio::try_join!(a.ask(VerifyAsk::List(on_a)), b.ask(VerifyAsk::List(on_b)));
+    match both? {
+        (VerifyReply::Tables(a_has), VerifyReply::Tables(b_has)) => Ok((a_has, b_has)),
+        _ => Err(a.unexpected()),
+    }
+}
+
+/// The tables that are replicated: only of them does a fence say that they are up to date.
+pub(super) async fn replicated<A: Dial, B: Dial>(
+    a: &Pool<A>,
+    b: &Pool<B>,
+    follows: &[SubscriptionFacts],
+) -> Result<BTreeSet<TableName>, Fault> {
+    let (published, subscribed) = both_lists(a, b, carried_by(follows)).await?;
+    let published: BTreeSet<TableName> = published.into_iter().map(|table| table.name).collect();
+    let subscribed = subscribed.into_iter().map(|table| table.name);
+    Ok(subscribed.filter(|name| published.contains(name)).collect())
+}
+
+/// Of a table whose rows are the replica's own.
+pub(super) fn not_replicated(a: &NodeId, b: &NodeId, table: &TableName) -> Fault {
+    let text = format!("{b} does not replicate {table} from {a}: its rows are its own");
+    Fault::new(FaultKind::BadRequest, text).on(b).at(table)
 }

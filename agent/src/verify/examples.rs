@@ -54,18 +54,37 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         keys: &[RowKey],
         counts: &mut BTreeMap<Identifier, u64>,
     ) -> Result<(), Fault> {
+        for column in self
+            .differing_columns(of, keys)
+            .await?
+            .into_iter()
+            .flatten()
+        {
+            *counts.entry(column).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// The columns in which rows with these keys differ, by their places; none of a row that is gone by now.
+    pub(super) async fn differing_columns(
+        &self,
+        of: &Subject,
+        keys: &[RowKey],
+    ) -> Result<Vec<Vec<Identifier>>, Fault> {
         let (hidden, kind) = (RowValues::Hidden, DifferenceKind::Different);
         let both = tokio::try_join!(
             self.columns(&self.a, of, keys, hidden),
             self.columns(&self.b, of, keys, hidden)
         );
         let (a, b) = both?;
-        let rows = a.into_iter().zip(b);
-        let there = rows.filter(|(a, b)| a.is_some() && b.is_some());
-        for column in there.flat_map(|both| differing(&of.shape.columns, kind, both, hidden)) {
-            *counts.entry(column.column).or_default() += 1;
-        }
-        Ok(())
+        let named = |(a, b): (Columns, Columns)| match (a, b) {
+            (Some(a), Some(b)) => {
+                let told = differing(&of.shape.columns, kind, (Some(a), Some(b)), hidden);
+                told.into_iter().map(|told| told.column).collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(a.into_iter().zip(b).map(named).collect())
     }
 
     async fn columns<D: Dial>(

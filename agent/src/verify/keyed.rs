@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use steep_protocol::Fault;
+use steep_protocol::message::repair::RowChange;
 use steep_protocol::message::verify::{Comparing, DifferenceKind, RowKey, Sieve};
 
 use super::Dial;
 use super::pool::Subject;
 use super::scan::{Stretch, Walk, lanes};
-use super::settle::Verdict;
+use super::settle::{Settled, Verdict};
 use super::table::{Comparison, Pages, Tally};
 
 /// Rows that look different are looked at again together.
@@ -125,15 +126,30 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         if keys.is_empty() {
             return Ok(());
         }
-        let verdicts = Box::pin(self.settle(of, &keys)).await?;
-        if self.comparing == Comparing::Overlap && walked == Walked::Source {
-            let both = keys.iter().zip(&verdicts);
-            let both = both.filter(|(_, verdict)| **verdict == DIFFERENT);
-            let both: Vec<RowKey> = both.map(|(key, _)| key.clone()).collect();
-            self.count_columns(of, &both, &mut tally.columns).await?;
+        let settled = Box::pin(self.settle(of, &keys)).await?;
+        match self.comparing {
+            Comparing::Equality => {}
+            Comparing::Overlap if walked == Walked::Target => {}
+            Comparing::Overlap => {
+                let both = keys.iter().zip(&settled);
+                let both = both.filter(|(_, settled)| settled.verdict == DIFFERENT);
+                let both: Vec<RowKey> = both.map(|(key, _)| key.clone()).collect();
+                self.count_columns(of, &both, &mut tally.columns).await?;
+            }
+            Comparing::Repair => {
+                let counted = |settled: &Settled| matches!(settled.verdict, Verdict::Differs(kind) if walked.counts(kind));
+                let rows = keys.iter().zip(&settled);
+                let rows = rows.filter(|(_, settled)| counted(settled));
+                let rows = rows.filter_map(|(key, settled)| {
+                    let change = RowChange::between(settled.source, settled.target)?;
+                    Some((key.clone(), change))
+                });
+                let planned = self.plan(of, rows.collect()).await?;
+                tally.planned.extend(planned);
+            }
         }
-        for (key, verdict) in keys.into_iter().zip(verdicts) {
-            match verdict {
+        for (key, settled) in keys.into_iter().zip(settled) {
+            match settled.verdict {
                 Verdict::Differs(kind) if walked.counts(kind) => tally.count(kind, 1, key),
                 Verdict::Changing if walked == Walked::Source => tally.changing += 1,
                 Verdict::Equal | Verdict::Differs(_) | Verdict::Changing => {}

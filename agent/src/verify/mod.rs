@@ -23,8 +23,10 @@ mod examples;
 mod fence;
 mod keyed;
 mod multiset;
+mod plan;
 mod pool;
 mod progress;
+mod repair;
 mod scan;
 mod settle;
 mod sql;
@@ -38,6 +40,7 @@ use steep_protocol::message::verify::{VerifyAsk, VerifyReply};
 
 pub(crate) use answer::Answerer;
 pub(crate) use compare::compare_rows;
+pub(crate) use repair::repair_rows;
 
 /// One conversation with one side.
 pub(crate) trait Ask: std::fmt::Debug + Send {

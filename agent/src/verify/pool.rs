@@ -2,9 +2,10 @@
 
 use std::sync::Mutex;
 
+use steep_protocol::message::repair::{DatabaseId, FetchedRow, Horizon, SeenRow};
 use steep_protocol::message::verify::{
-    BucketSum, HeapRange, KeyedRow, OpenedTable, RowDigest, RowKey, RowShape, Sieve, VerifyAsk,
-    VerifyReply,
+    BucketSum, HeapRange, KeyedRow, OpenedTable, RowDigest, RowKey, RowShape, Sieve, Summed,
+    VerifyAsk, VerifyReply,
 };
 use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, TableName};
 use tokio::sync::Semaphore;
@@ -36,6 +37,7 @@ struct Held<S> {
 pub(super) struct Subject {
     pub(super) table: TableName,
     pub(super) shape: RowShape,
+    pub(super) summed: Summed,
 }
 
 /// What a range of pages holds.
@@ -136,6 +138,48 @@ impl<D: Dial> Pool<D> {
         }
     }
 
+    /// The version of each key's row, and the server's transactions at that moment.
+    pub(super) async fn versions(
+        &self,
+        of: &Subject,
+        keys: &[RowKey],
+    ) -> Result<(Horizon, Vec<Option<SeenRow>>), Fault> {
+        match self.about(of, VerifyAsk::Versions(keys.to_vec())).await? {
+            VerifyReply::Versions { horizon, rows } if rows.len() == keys.len() => {
+                Ok((horizon, rows))
+            }
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Each key's row with its values, unless it is longer than `longest` bytes.
+    pub(super) async fn fetch(
+        &self,
+        of: &Subject,
+        keys: &[RowKey],
+        longest: u32,
+    ) -> Result<Vec<Option<FetchedRow>>, Fault> {
+        let keys = keys.to_vec();
+        let (count, width) = (keys.len(), of.shape.columns.len());
+        let whole = |row: &FetchedRow| row.values.as_ref().is_none_or(|v| v.len() == width);
+        match self.about(of, VerifyAsk::Fetch { keys, longest }).await? {
+            VerifyReply::Fetched(rows)
+                if rows.len() == count && rows.iter().flatten().all(whole) =>
+            {
+                Ok(rows)
+            }
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Which database it is.
+    pub(super) async fn identity(&self) -> Result<DatabaseId, Fault> {
+        match self.ask(VerifyAsk::Identity).await? {
+            VerifyReply::Identity(database) => Ok(database),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Waits until so many pages may be read.
     pub(super) async fn admit(&self, pages: u64) {
         let bytes = usize::try_from(pages.saturating_mul(PAGE)).unwrap_or(usize::MAX);
@@ -150,14 +194,11 @@ impl<D: Dial> Pool<D> {
             held.at = None;
             match held.side.ask(VerifyAsk::Open(of.table.clone())).await? {
                 VerifyReply::Opened(Some(_)) => {}
-                VerifyReply::Opened(None) => {
-                    let text = format!("{} was dropped during the comparison", of.table);
-                    let fault = Fault::new(FaultKind::Failed, text).on(&self.node);
-                    return Err(fault.at(&of.table).hint("run the command again"));
-                }
+                VerifyReply::Opened(None) => return Err(dropped(&self.node, &of.table)),
                 _ => return Err(self.unexpected()),
             }
-            match held.side.ask(VerifyAsk::Read(of.shape.clone())).await? {
+            let read = VerifyAsk::Read(of.shape.clone(), of.summed);
+            match held.side.ask(read).await? {
                 VerifyReply::Done => held.at = Some(of.clone()),
                 _ => return Err(self.unexpected()),
             }
@@ -197,4 +238,11 @@ impl<D: Dial> Pool<D> {
     pub(super) fn unexpected(&self) -> Fault {
         Fault::unexpected_answer(&self.node)
     }
+}
+
+/// The fault of a table that was there when the comparison began.
+pub(super) fn dropped(node: &NodeId, table: &TableName) -> Fault {
+    let text = format!("{table} was dropped during the comparison");
+    let fault = Fault::new(FaultKind::Failed, text).on(node);
+    fault.at(table).hint("run the command again")
 }

@@ -15,10 +15,10 @@ const PAGES_FIRST: u32 = 1024;
 const PAGES_MAX: u32 = 16 * 1024;
 
 /// A statement that took less is followed by a longer one.
-const SHORT: Duration = Duration::from_millis(700);
+const SHORT: Duration = Duration::from_millis(400);
 
-/// A statement that took more is followed by a shorter one.
-const LONG: Duration = Duration::from_secs(4);
+/// A statement that took more is followed by a shorter one: whoever wants to alter the table waits for it.
+const LONG: Duration = Duration::from_millis(1_200);
 
 /// Pages of a leaf: from `from` up to, not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,7 +237,7 @@ mod tests {
     fn statements_get_longer_while_they_are_short_and_shorter_when_they_are_long() {
         let mut walk = Walk::new(lanes(&[1_000_000], 1).remove(0), u64::MAX);
         let mut lengths = Vec::new();
-        for millis in [100, 100, 1_000, 5_000] {
+        for millis in [100, 100, 1_000, 2_000] {
             let step = walk.step().unwrap();
             lengths.push(step.pages);
             walk.done(step, Duration::from_millis(millis));

@@ -33,6 +33,22 @@ pub(super) enum Verdict {
     Changing,
 }
 
+/// What came of a row, and what the two sides had when that was certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settled {
+    pub(super) verdict: Verdict,
+    pub(super) source: Option<RowDigest>,
+    pub(super) target: Option<RowDigest>,
+}
+
+impl Settled {
+    const CHANGING: Self = Self {
+        verdict: Verdict::Changing,
+        source: None,
+        target: None,
+    };
+}
+
 /// The verdict on what the source had before the fence, what the target had after it, and what the source
 /// had then. `None` where the source's changed and the target has neither.
 pub(super) fn judge<T: PartialEq>(
@@ -75,16 +91,16 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         &self,
         of: &Subject,
         keys: &[RowKey],
-    ) -> Result<Vec<Verdict>, Fault> {
-        let mut verdicts = Vec::with_capacity(keys.len());
+    ) -> Result<Vec<Settled>, Fault> {
+        let mut settled = Vec::with_capacity(keys.len());
         for batch in keys.chunks(VERIFY_ROWS_MAX) {
-            verdicts.extend(self.settle_batch(of, batch).await?);
+            settled.extend(self.settle_batch(of, batch).await?);
         }
-        Ok(verdicts)
+        Ok(settled)
     }
 
-    async fn settle_batch(&self, of: &Subject, keys: &[RowKey]) -> Result<Vec<Verdict>, Fault> {
-        let mut verdicts = vec![Verdict::Changing; keys.len()];
+    async fn settle_batch(&self, of: &Subject, keys: &[RowKey]) -> Result<Vec<Settled>, Fault> {
+        let mut settled = vec![Settled::CHANGING; keys.len()];
         let mut open: Vec<usize> = (0..keys.len()).collect();
         let mut before = self.a.look_up(of, keys).await?;
         for _ in 0..LOOKS {
@@ -95,20 +111,26 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             let mut left = Vec::new();
             for (place, at) in open.iter().enumerate() {
                 match judge(&before[place], &there[place], &after[place]) {
-                    Some(verdict) => verdicts[*at] = verdict,
+                    Some(verdict) => {
+                        settled[*at] = Settled {
+                            verdict,
+                            source: before[place],
+                            target: there[place],
+                        }
+                    }
                     None => left.push(place),
                 }
             }
             before = left.iter().map(|place| after[*place]).collect();
             open = left.iter().map(|place| open[*place]).collect();
             if open.is_empty() {
-                return Ok(verdicts);
+                return Ok(settled);
             }
         }
         for at in self.sample(of, keys, open).await? {
-            verdicts[at] = Verdict::Equal;
+            settled[at].verdict = Verdict::Equal;
         }
-        Ok(verdicts)
+        Ok(settled)
     }
 
     /// Those of the rows of which the target had a version that the source had.

@@ -151,6 +151,78 @@ impl Reading {
         )
     }
 
+    /// Version and digest of each row that has one of these keys, with the key's place.
+    pub(super) fn versions(&self, table: &str, keys: &[RowKey]) -> String {
+        format!(
+            "SELECT {} {}",
+            self.version_columns(),
+            self.by_key(table, keys)
+        )
+    }
+
+    /// The same of those that nobody else has locked, which are locked from then on.
+    pub(super) fn lock(&self, table: &str, keys: &[RowKey]) -> String {
+        format!("{} FOR UPDATE OF t SKIP LOCKED", self.versions(table, keys))
+    }
+
+    /// The same, with whether the row's text has at most `longest` bytes, and the columns where it does.
+    pub(super) fn fetch(&self, table: &str, keys: &[RowKey], longest: u32) -> String {
+        let texts = self.columns.iter().map(|column| {
+            let name = format!("t.{}", column.name.quoted());
+            (
+                format!("octet_length(format('%s', {name}))::bigint"),
+                format!(
+                    ", CASE WHEN r.fits AND num_nulls({name}) = 0 THEN format('%s', {name}) END"
+                ),
+            )
+        });
+        let (lengths, values): (Vec<String>, String) = texts.unzip();
+        let length = if lengths.is_empty() {
+            "0".to_owned()
+        } else {
+            lengths.join(" + ")
+        };
+        format!(
+            "SELECT {columns}, r.fits{values} {from} \
+             CROSS JOIN LATERAL (SELECT {length} <= {longest} AS fits OFFSET 0) AS r",
+            columns = self.version_columns(),
+            from = self.by_key(table, keys)
+        )
+    }
+
+    /// Deletes the rows that have these keys.
+    pub(super) fn delete(&self, table: &str, keys: &[RowKey]) -> String {
+        let (values, matching) = (self.values(keys), self.matching());
+        format!("DELETE FROM {table} AS t USING {values} WHERE {matching}")
+    }
+
+    /// Inserts rows, `None` being NULL.
+    pub(super) fn insert(&self, table: &TableName, rows: &[&[Option<String>]]) -> String {
+        let columns = self.columns.iter().map(|column| column.name.quoted());
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let value = |value: &Option<String>| match value {
+            Some(text) => literal(text),
+            None => "NULL".to_owned(),
+        };
+        let row = |row: &&[Option<String>]| {
+            let values: Vec<String> = row.iter().map(value).collect();
+            format!("({})", values.join(", "))
+        };
+        let rows: Vec<String> = rows.iter().map(row).collect();
+        format!(
+            "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE VALUES {}",
+            table.quoted(),
+            rows.join(", ")
+        )
+    }
+
+    fn version_columns(&self) -> String {
+        format!(
+            "k.o, format('%s %s', t.tableoid, t.ctid), t.xmin, t.xmax, substr({}, 1, 32)",
+            self.digest()
+        )
+    }
+
     /// The rows of those pages, `b.k` being the hash of the key and `r.h` what is read of the row, computed only where
     /// the row passes the sieve. `OFFSET 0` keeps the planner from computing either twice.
     fn from(&self, leaf: &TableName, pages: CtidRange, sieve: &Sieve, read: &str) -> String {
@@ -189,6 +261,12 @@ impl Reading {
     }
 
     fn by_key(&self, table: &str, keys: &[RowKey]) -> String {
+        let (values, matching) = (self.values(keys), self.matching());
+        format!("FROM {values} JOIN {table} AS t ON {matching}")
+    }
+
+    /// The keys as a table `k` with their places in `o`.
+    fn values(&self, keys: &[RowKey]) -> String {
         let names: String = (0..self.key.len()).map(|at| format!(", k{at}")).collect();
         let rows = keys.iter().enumerate().map(|(place, key)| {
             let values = self.key.iter().zip(&key.0);
@@ -198,12 +276,16 @@ impl Reading {
             format!("({place}{values})")
         });
         let rows = rows.collect::<Vec<_>>().join(", ");
+        format!("(VALUES {rows}) AS k(o{names})")
+    }
+
+    /// Whether a row `t` has the key `k`.
+    fn matching(&self) -> String {
         let equal =
             self.key.iter().enumerate().map(|(at, column)| {
                 format!("t.{} {} k.k{at}", column.name.quoted(), column.equals)
             });
-        let equal = equal.collect::<Vec<_>>().join(" AND ");
-        format!("FROM (VALUES {rows}) AS k(o{names}) JOIN {table} AS t ON {equal}")
+        equal.collect::<Vec<_>>().join(" AND ")
     }
 
     fn digest(&self) -> String {
@@ -312,6 +394,11 @@ mod tests {
         let table = leaf().quoted();
         insta::assert_snapshot!(reading(true).look_up(&table, &keys));
         insta::assert_snapshot!(reading(true).columns(&table, &keys[..1], RowValues::Shown));
+        insta::assert_snapshot!(reading(true).lock(&table, &keys));
+        insta::assert_snapshot!(reading(true).fetch(&table, &keys[..1], 1_000));
+        insta::assert_snapshot!(reading(true).delete(&table, &keys));
+        let row = [Some("it's \\ \"1\"".to_owned()), None];
+        insta::assert_snapshot!(reading(true).insert(&leaf(), &[&row, &row]));
         let hidden = reading(true).columns(&table, &keys[..1], RowValues::Hidden);
         assert!(!hidden.contains("left("), "{hidden}");
     }

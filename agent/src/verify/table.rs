@@ -5,15 +5,18 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
+use steep_protocol::message::repair::{PlannedRow, PlannedTable};
 use steep_protocol::message::verify::{
     Comparing, DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 
 use super::Dial;
-use super::choice::shape;
+use super::choice::{shape, summed};
 use super::digest::{Sums, Unequal, bits_for, with};
 use super::fence::Following;
+use super::plan::Room;
+use super::pool::dropped;
 use super::pool::{Pool, Subject, Within};
 use super::progress::Progress;
 use super::scan::{Step, Stretch, Walk, lanes};
@@ -34,6 +37,22 @@ pub(super) struct Comparison<A: Dial, B: Dial> {
     pub(super) values: RowValues,
     pub(super) comparing: Comparing,
     pub(super) parallel: u8,
+    /// Of a repair's plan.
+    pub(super) room: Room,
+}
+
+/// What came of a table, with what is to be done about it.
+#[derive(Debug)]
+pub(super) struct Compared {
+    pub(super) report: TableReport,
+    pub(super) planned: Option<PlannedTable>,
+}
+
+impl From<TableReport> for Compared {
+    fn from(report: TableReport) -> Self {
+        let planned = None;
+        Self { report, planned }
+    }
 }
 
 /// Rows that differ so far.
@@ -47,6 +66,8 @@ pub(super) struct Tally {
     pub(super) columns: BTreeMap<Identifier, u64>,
     /// Some of them.
     pub(super) examples: Vec<(DifferenceKind, RowKey)>,
+    /// What is to be done about them.
+    pub(super) planned: Vec<PlannedRow>,
 }
 
 impl Tally {
@@ -73,6 +94,7 @@ impl Tally {
         }
         let room = VERIFY_EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
+        self.planned.extend(other.planned);
     }
 }
 
@@ -103,33 +125,39 @@ impl Pages {
 
 impl<A: Dial, B: Dial> Comparison<A, B> {
     /// Compares a table. What only one side has is a result, not an error.
-    pub(super) async fn table(&self, name: TableName) -> Result<TableReport, Fault> {
+    pub(super) async fn table(&self, name: TableName) -> Result<Compared, Fault> {
         let mut report = TableReport::new(name.clone());
         let (a, b) = tokio::try_join!(self.a.open(&name), self.b.open(&name))?;
         let (a, b): (OpenedTable, OpenedTable) = match (a, b) {
             (Some(a), Some(b)) => (a, b),
             (Some(_), None) => {
                 report.problem = Some(TableProblem::OnlyOnA);
-                return Ok(report);
+                return Ok(report.into());
             }
-            (None, _) => {
+            (None, Some(_)) => {
                 report.problem = Some(TableProblem::OnlyOnB);
-                return Ok(report);
+                return Ok(report.into());
             }
+            (None, None) => return Err(dropped(self.a.node(), &name)),
         };
         let shape = match shape(&a, &b) {
             Ok(shape) => shape,
             Err(problem) => {
                 report.problem = Some(problem);
-                return Ok(report);
+                return Ok(report.into());
             }
         };
         report.key.clone_from(&shape.key);
         if self.comparing == Comparing::Overlap && shape.key.is_empty() {
             report.problem = Some(TableProblem::NoKey);
-            return Ok(report);
+            return Ok(report.into());
         }
-        let of = Subject { table: name, shape };
+        let summed = summed(&a, &b);
+        let of = Subject {
+            table: name,
+            shape,
+            summed,
+        };
         let bits = bits_for(a.rows_estimate.max(b.rows_estimate));
         let pages = Pages {
             a: a.pages,
@@ -140,7 +168,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             .await?;
         (report.rows_a, report.rows_b) = (sums_a.rows(), sums_b.rows());
         let Some(unequal) = sums_a.unequal(&sums_b) else {
-            return Ok(report);
+            return Ok(report.into());
         };
         let tally = if of.shape.key.is_empty() {
             let sums = (&sums_a, &sums_b);
@@ -148,7 +176,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         } else {
             match Box::pin(self.refine(&of, &pages, unequal)).await? {
                 Some(sieve) => Box::pin(self.narrow_keyed(&of, &pages, &sieve)).await?,
-                None => return Ok(report),
+                None => return Ok(report.into()),
             }
         };
         report.missing = tally.missing;
@@ -156,8 +184,16 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         report.different = tally.different;
         report.changing = tally.changing;
         report.columns = most(tally.columns);
+        if self.comparing == Comparing::Repair {
+            let planned = (!tally.planned.is_empty()).then_some(PlannedTable {
+                name: of.table,
+                shape: of.shape,
+                rows: tally.planned,
+            });
+            return Ok(Compared { report, planned });
+        }
         report.examples = self.examples(&of, tally.examples).await?;
-        Ok(report)
+        Ok(report.into())
     }
 
     /// Divides buckets that differ as long as this leaves out most of their rows. `None` if nothing differs any

@@ -8,10 +8,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use steep_protocol::limits::VERIFY_ROWS_MAX;
 use steep_protocol::message::agent::PeerAddress;
+use steep_protocol::message::repair::{DatabaseId, RowChange};
 use steep_protocol::message::verify::{
     BucketSum, Comparing, HeapRange, KeyedRow, OpenedTable, Relation, RowDigest, RowKey, RowValues,
     Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk, VerifyColumn,
-    VerifyReply, VerifyTables,
+    VerifyReply, VerifyReport, VerifyTables,
 };
 use steep_protocol::{ByteCount, Fault, Identifier, Lsn, NodeId, TableName};
 
@@ -164,7 +165,7 @@ impl World {
                 rows_estimate: 1_500,
                 hashing: String::new(),
             }))),
-            VerifyAsk::Read(_) => VerifyReply::Done,
+            VerifyAsk::Read(..) => VerifyReply::Done,
             VerifyAsk::Sums { range, sieve, bits } => {
                 let used: u32 = sieve.0.iter().map(|level| u32::from(level.bits)).sum();
                 let sums = self
@@ -201,6 +202,12 @@ impl World {
                 VerifyReply::Found(found.collect())
             }
             VerifyAsk::Columns { keys, .. } => VerifyReply::Columns(vec![None; keys.len()]),
+            VerifyAsk::Identity => VerifyReply::Identity(DatabaseId {
+                system: 7,
+                database: u32::from(target),
+            }),
+            VerifyAsk::References(_) => VerifyReply::References(Vec::new()),
+            VerifyAsk::Versions(_) | VerifyAsk::Fetch { .. } => unreachable!(),
             VerifyAsk::TakeFence => VerifyReply::Fence(Lsn(self.written)),
             VerifyAsk::Slots(names) => {
                 let confirmed = Lsn(self.written - self.behind.len() as u64);
@@ -244,10 +251,15 @@ impl Ask for Fake {
 }
 
 async fn compared(world: World) -> TableReport {
+    let report = reported(world, Comparing::Equality).await;
+    report.tables.into_iter().next().unwrap()
+}
+
+async fn reported(world: World, comparing: Comparing) -> VerifyReport {
     let world = Arc::new(Mutex::new(world));
     let node = |name| NodeId::parse(name).unwrap();
     let request = VerifyTables {
-        comparing: Comparing::Equality,
+        comparing,
         source: PeerAddress {
             node: node("a"),
             address: String::new(),
@@ -260,7 +272,7 @@ async fn compared(world: World) -> TableReport {
     let sides = (Fake(Arc::clone(&world), false), Fake(world, true));
     let report = compare(sides, &node("b"), request, |_| {}).await.unwrap();
     assert_eq!(report.relation, Relation::Replicates);
-    report.tables.into_iter().next().unwrap()
+    report
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,5 +306,32 @@ async fn exactly_what_was_planted_is_found_under_load() {
             };
             assert_eq!(found, expected, "seed {seed}, keyed {keyed}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_has_exactly_what_was_planted_with_the_digests_of_both_sides() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, true);
+        let mut planted = BTreeMap::new();
+        for at in 0..40_u64 {
+            let digest = |row: &Row| RowDigest(row.digest);
+            let (missing, extra, other) = (400 + at, 10_000 + at, 900 + at);
+            let source = digest(&world.source[&missing]);
+            planted.insert(missing, RowChange::Insert { source });
+            world.put(true, missing, None);
+            let target = RowDigest(u128::from(at));
+            planted.insert(extra, RowChange::Delete { target });
+            world.put(true, extra, Some(target.0));
+            let source = digest(&world.source[&other]);
+            planted.insert(other, RowChange::Replace { source, target });
+            world.put(true, other, Some(target.0));
+        }
+        let report = reported(world, Comparing::Repair).await;
+        let plan = report.plan.unwrap();
+        assert_eq!((plan.source.database, plan.target.database), (0, 1));
+        let rows = plan.tables.iter().flat_map(|table| &table.rows);
+        let rows = rows.map(|row| (row.key.0[0].parse::<u64>().unwrap(), row.change));
+        assert_eq!(rows.collect::<BTreeMap<_, _>>(), planted, "seed {seed}");
     }
 }

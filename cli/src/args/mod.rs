@@ -30,7 +30,7 @@ pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCo
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 pub(crate) use switchover::SwitchoverArgs;
 pub(crate) use tables::{AddArgs, DropArgs, NewTablesChoice, TablesCommand};
-pub(crate) use verify::{OverlapArgs, VerifyArgs};
+pub(crate) use verify::{Every, OverlapArgs, RepairArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
 #[derive(Debug, Parser)]
@@ -138,6 +138,8 @@ Examples:
     Snapshot(SnapshotCommand),
     /// Compare the rows of two nodes exactly, while both are written to
     Verify(VerifyArgs),
+    /// Make the rows of a replica those of its source, where they differ
+    Repair(RepairArgs),
     /// Count the rows that two nodes have in common, and those that conflict
     AnalyzeOverlap(OverlapArgs),
     /// Compare nodes' schemas, and export or capture them

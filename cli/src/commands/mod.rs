@@ -8,6 +8,7 @@ mod events;
 mod init;
 mod nodes;
 mod remove;
+mod repair;
 mod schema;
 mod snapshot;
 mod switchover;
@@ -105,6 +106,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Events(args) => events::run(args, &context).await,
         Command::Snapshot(command) => snapshot::run(command, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
+        Command::Repair(args) => repair::run(args, &context).await,
         Command::AnalyzeOverlap(args) => verify::overlap(args, &context).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,

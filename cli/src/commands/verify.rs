@@ -1,32 +1,65 @@
-//! `steep-repl verify` and `analyze-overlap`: the comparison runs as long as the command.
+//! `steep-repl verify`, `analyze-overlap` and the plan of `repair`: the comparison runs as long as the command.
 
 use indicatif::ProgressBar;
 use steep_protocol::FaultKind;
 use steep_protocol::message::agent::WorkProgress;
 use steep_protocol::message::api::{ApiReply, Order};
-use steep_protocol::message::verify::{VerifyReport, VerifySpec};
+use steep_protocol::message::verify::{TableReport, VerifyReport, VerifySpec};
 
-use super::{Context, interrupted};
-use crate::args::{OverlapArgs, VerifyArgs};
+use super::{Context, interrupted, interruptible};
+use crate::args::{Every, OverlapArgs, VerifyArgs};
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{overlap, stored, verify};
 use crate::signals::Signals;
-use crate::terminal::{Terminal, print, print_json, tell};
+use crate::terminal::{Terminal, print, print_json, print_line, tell};
 
 /// Shows how far the comparison is, then its result.
 pub(super) async fn run(args: VerifyArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
+    if let Some(every) = args.every {
+        return interruptible(schedule(&args, every, context)).await;
+    }
     let report = compared(args.spec(&context.settings), context).await?;
     if terminal.json {
-        print_json(&verify::json(&report));
+        print_json(&verify::json(&report, args.rows.values()));
     } else {
         print(&verify::report(&report, (&args.a, &args.b), terminal.out));
     }
-    Ok(match report.is_equal() {
-        true => failure::SUCCESS,
-        false => failure::ROWS_DIFFER,
-    })
+    verdict(&report)
+}
+
+/// Has the coordinator compare regularly, or no longer.
+async fn schedule(args: &VerifyArgs, every: Every, context: &Context) -> Result<u8, Failure> {
+    let spec = args.schedule(every, &context.settings);
+    let client = context.client().await?;
+    client
+        .ask_all(Order::ScheduleVerify(Box::new(spec.clone())))
+        .await?;
+    client.close().await;
+    match context.terminal.json {
+        true => print_json(&verify::schedule_json(&spec)),
+        false => print_line(&verify::schedule(&spec)),
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// The exit code. Rows that differ count for more than tables that could not be read.
+///
+/// # Errors
+/// The tables that could not be read, where all others are equal.
+pub(super) fn verdict(report: &VerifyReport) -> Result<u8, Failure> {
+    let (unread, read): (Vec<&TableReport>, Vec<_>) = report
+        .tables
+        .iter()
+        .partition(|table| table.is_unreadable());
+    if !read.iter().all(|table| table.is_equal()) {
+        return Ok(failure::ROWS_DIFFER);
+    }
+    match verify::unreadable(&unread) {
+        None => Ok(failure::SUCCESS),
+        Some((text, hint)) => Err(Failure::new(FaultKind::Failed, text).hint(hint)),
+    }
 }
 
 /// The same, counted as a merge needs it. Tables without a common key are refused.
@@ -34,7 +67,7 @@ pub(super) async fn overlap(args: OverlapArgs, context: &Context) -> Result<u8, 
     let terminal = context.terminal;
     let report = compared(args.spec(&context.settings), context).await?;
     if terminal.json {
-        print_json(&overlap::json(&report));
+        print_json(&overlap::json(&report, args.rows.values()));
     } else {
         print(&overlap::report(&report, (&args.a, &args.b), terminal.out));
     }
@@ -42,13 +75,13 @@ pub(super) async fn overlap(args: OverlapArgs, context: &Context) -> Result<u8, 
     if refused.is_empty() {
         return Ok(failure::SUCCESS);
     }
-    let text = format!("no key is unique on both nodes: {}", refused.join(", "));
-    let hint = "give these tables a primary key on both nodes, or name the others with --tables";
+    let text = format!("not counted: {}", refused.join(", "));
+    let hint = "the list says why; give tables without a key that is unique on both nodes a primary key, or name the others with --tables";
     Err(Failure::new(FaultKind::Failed, text).hint(hint))
 }
 
 /// The result. A signal ends the comparison at once: the coordinator notices a connection that is closed.
-async fn compared(spec: VerifySpec, context: &Context) -> Result<VerifyReport, Failure> {
+pub(super) async fn compared(spec: VerifySpec, context: &Context) -> Result<VerifyReport, Failure> {
     let mut signals = Signals::catch()?;
     let client = tokio::select! {
         client = context.client() => client?,

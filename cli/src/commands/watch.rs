@@ -96,6 +96,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => {}
         }
     }

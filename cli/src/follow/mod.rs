@@ -231,6 +231,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => {}
         }
     }

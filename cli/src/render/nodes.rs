@@ -104,6 +104,7 @@ pub(crate) fn status(
         lines.push(("switchover", switchover::status(last)));
     }
     lines.extend(sequences(node));
+    lines.extend(regularly(node));
     if let Some(progress) = node.progress {
         lines.push(("progress", units::percent(progress)));
     }
@@ -156,6 +157,28 @@ fn sequences(node: &NodeView) -> Option<(&'static str, String)> {
     };
     let text = format!("{count}set to the source's at {at:.0}");
     Some(("sequences", text))
+}
+
+/// How its rows are compared regularly, and what came of it.
+fn regularly(node: &NodeView) -> Option<(&'static str, String)> {
+    let known = node.verify.as_ref()?;
+    #[expect(clippy::cast_precision_loss, reason = "at most a year")]
+    let every = units::duration(known.every_seconds as f64);
+    let result = match (known.equal, &known.message) {
+        (Some(true), _) => "equal".to_owned(),
+        (Some(false), Some(tables)) => format!("other rows in {}", clean(tables)),
+        (_, Some(why)) => format!("not known: {}", clean(why)),
+        (_, None) => "not known".to_owned(),
+    };
+    let last = match known.last_at {
+        Some(at) => format!("{result} at {at:.0}"),
+        None => "not yet".to_owned(),
+    };
+    let next = match known.running {
+        true => "at work now".to_owned(),
+        false => format!("next at {:.0}", known.next_at),
+    };
+    Some(("rows", format!("compared every {every}: {last}; {next}")))
 }
 
 /// When its last job began and, if it succeeded, ended; under a label that is true of its state.

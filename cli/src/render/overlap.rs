@@ -1,7 +1,7 @@
 //! The rows that two nodes have in common: as text and as JSON.
 
 use serde_json::{Value, json};
-use steep_protocol::message::verify::{TableProblem, TableReport, VerifyReport};
+use steep_protocol::message::verify::{RowValues, TableProblem, TableReport, VerifyReport};
 
 use super::table::table;
 use super::verify::{
@@ -77,29 +77,40 @@ fn row(table: &TableReport, nodes: Nodes<'_>, paint: Paint) -> Vec<String> {
     ]
 }
 
-/// The tables that were refused for want of a key.
+/// The tables that were not counted. That one node alone has a table is a result, unless there is no other.
 pub(crate) fn refused(report: &VerifyReport) -> Vec<String> {
-    let keyless = |table: &&TableReport| table.problem == Some(TableProblem::NoKey);
-    let keyless = report.tables.iter().filter(keyless);
-    keyless
+    let one_sided = |table: &TableReport| {
+        matches!(
+            table.problem,
+            Some(TableProblem::OnlyOnA | TableProblem::OnlyOnB)
+        )
+    };
+    let counted = report.tables.iter().any(|table| table.problem.is_none());
+    let refused = report.tables.iter().filter(|table| table.problem.is_some());
+    let refused = refused.filter(|table| !(counted && one_sided(table)));
+    refused
         .map(|table| clean(&table.name.to_string()))
         .collect()
 }
 
-/// `{"tables":[…]}`, then how the two nodes hang together.
-pub(crate) fn json(report: &VerifyReport) -> Value {
+/// `{"tables":[…]}`, then how the two nodes hang together. Values are left out where they are hidden.
+pub(crate) fn json(report: &VerifyReport, values: RowValues) -> Value {
+    let tables = report.tables.iter().map(|table| table_json(table, values));
     json!({
-        "tables": report.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "tables": tables.collect::<Vec<_>>(),
         "relation": relation(report.relation),
     })
 }
 
-fn table_json(table: &TableReport) -> Value {
+fn table_json(table: &TableReport, values: RowValues) -> Value {
     let columns = table.columns.iter();
     let columns: serde_json::Map<String, Value> = columns
         .map(|(column, rows)| (column.as_str().to_owned(), Value::from(*rows)))
         .collect();
-    let told = table.examples.iter().map(|e| example_json(table, e));
+    let told = table
+        .examples
+        .iter()
+        .map(|e| example_json(table, e, values));
     let mut view = json!({
         "schema": table.name.schema,
         "table": table.name.table,

@@ -47,6 +47,7 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         detached: None,
         switchover: None,
         sequences: None,
+        verify: None,
     }
 }
 

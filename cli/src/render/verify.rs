@@ -4,17 +4,20 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use steep_protocol::message::agent::WorkProgress;
 use steep_protocol::message::verify::{
-    ColumnDifference, DifferenceKind, Relation, RowDifference, TableProblem, TableReport,
-    VerifyReport,
+    ColumnDifference, DifferenceKind, Relation, RowDifference, RowValues, ScheduleSpec,
+    TableProblem, TableReport, VerifyReport,
 };
-use steep_protocol::{Identifier, NodeId};
+use steep_protocol::{Fault, Identifier, NodeId};
 
 use super::table::table;
 use super::{Paint, clean};
-use crate::units::count;
+use crate::units::{count, duration};
 
 /// The nodes as they are called: the first one counts as right.
 pub(super) type Nodes<'a> = (&'a NodeId, &'a NodeId);
+
+/// Tables named in an error.
+const UNREAD_NAMED: usize = 5;
 
 /// Every table, the rows that differ below, and what the result is worth.
 pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> String {
@@ -63,8 +66,14 @@ pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> S
         more => format!("{} tables", count(more as u64)),
     };
     let all = tables(report.tables.len());
+    let unread = report.tables.iter().filter(|table| table.is_unreadable());
+    let unread = unread.count();
     text.push_str(&match (report.tables.len(), unequal) {
         (0, _) => paint.yellow("there are no tables to compare"),
+        (_, some) if some == unread && some > 0 => paint.red(&format!(
+            "no difference was found, but {} of {all} could not be read",
+            tables_of(some)
+        )),
         (_, 0) => paint.green(&format!("{b} has the rows of {a}: {all} compared")),
         (_, some) => paint.red(&format!(
             "{b} differs from {a}: {} of {all}",
@@ -73,6 +82,38 @@ pub(crate) fn report(report: &VerifyReport, nodes: Nodes<'_>, paint: Paint) -> S
     });
     text.push('\n');
     text
+}
+
+/// What cannot be said because these tables could not be read, and what to do first.
+pub(crate) fn unreadable(tables: &[&TableReport]) -> Option<(String, String)> {
+    let faults = tables.iter().filter_map(|table| match &table.problem {
+        Some(TableProblem::Unreadable(fault)) => Some(&**fault),
+        _ => None,
+    });
+    let faults: Vec<&Fault> = faults.collect();
+    let first = faults.first()?;
+    let names: Vec<String> = tables
+        .iter()
+        .take(UNREAD_NAMED)
+        .map(|table| clean(&table.name.to_string()))
+        .collect();
+    let more = match tables.len().saturating_sub(UNREAD_NAMED) {
+        0 => String::new(),
+        more => format!(" and {} more", count(more as u64)),
+    };
+    let text = format!("not read: {}{more}", names.join(", "));
+    let hint = faults.iter().map(|fault| fault.hint.as_str());
+    let hint = hint.filter(|hint| !hint.is_empty()).collect::<Vec<_>>();
+    let hint = match &hint[..] {
+        [] => clean(&first.to_string()),
+        hints => hints
+            .iter()
+            .take(UNREAD_NAMED)
+            .map(|h| clean(h))
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    Some((text, hint))
 }
 
 fn tables_of(number: usize) -> String {
@@ -85,6 +126,7 @@ pub(super) fn problem_text(problem: &TableProblem, (a, b): Nodes<'_>) -> String 
         TableProblem::OnlyOnA => format!("only on {a}"),
         TableProblem::OnlyOnB => format!("only on {b}"),
         TableProblem::NoKey => "refused: no key is unique on both".to_owned(),
+        TableProblem::Unreadable(fault) => format!("not read: {}", clean(&fault.to_string())),
         TableProblem::Columns { only_a, only_b } => {
             let side = |columns: &[Identifier], node: &NodeId| {
                 let names: Vec<String> = columns.iter().map(|c| clean(c.as_str())).collect();
@@ -200,9 +242,12 @@ pub(super) fn notes(report: &VerifyReport, (a, b): Nodes<'_>) -> Vec<String> {
 }
 
 /// `{"tables":[…],"equal":…}`, then how the two nodes hang together.
-pub(crate) fn json(report: &VerifyReport) -> Value {
+///
+/// Values are left out where they are hidden.
+pub(crate) fn json(report: &VerifyReport, values: RowValues) -> Value {
+    let tables = report.tables.iter().map(|table| table_json(table, values));
     json!({
-        "tables": report.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "tables": tables.collect::<Vec<_>>(),
         "equal": report.is_equal(),
         "relation": relation(report.relation),
     })
@@ -218,8 +263,15 @@ pub(super) fn relation(relation: Relation) -> &'static str {
 
 /// A table's problem as one word, and the columns that only one node has.
 pub(super) fn problem_json(problem: Option<&TableProblem>) -> Value {
+    if let Some(TableProblem::Unreadable(fault)) = problem {
+        let (node, message) = (&fault.node, &fault.message);
+        return json!({
+            "problem": "unreadable", "columns_only_a": [], "columns_only_b": [],
+            "error": { "node_id": node, "message": message, "hint": fault.hint },
+        });
+    }
     let (word, only_a, only_b) = match problem {
-        None => (None, &[][..], &[][..]),
+        None | Some(TableProblem::Unreadable(_)) => (None, &[][..], &[][..]),
         Some(TableProblem::OnlyOnA) => (Some("only_on_a"), &[][..], &[][..]),
         Some(TableProblem::OnlyOnB) => (Some("only_on_b"), &[][..], &[][..]),
         Some(TableProblem::NoKey) => (Some("no_key"), &[][..], &[][..]),
@@ -230,11 +282,11 @@ pub(super) fn problem_json(problem: Option<&TableProblem>) -> Value {
     json!({ "problem": word, "columns_only_a": only_a, "columns_only_b": only_b })
 }
 
-fn table_json(table: &TableReport) -> Value {
+pub(super) fn table_json(table: &TableReport, values: RowValues) -> Value {
     let examples: Vec<Value> = table
         .examples
         .iter()
-        .map(|e| example_json(table, e))
+        .map(|e| example_json(table, e, values))
         .collect();
     let mut view = json!({
         "schema": table.name.schema,
@@ -260,7 +312,11 @@ pub(super) fn extend(view: &mut Value, more: Value) {
     }
 }
 
-pub(super) fn example_json(table: &TableReport, example: &RowDifference) -> Value {
+pub(super) fn example_json(
+    table: &TableReport,
+    example: &RowDifference,
+    values: RowValues,
+) -> Value {
     let kind = match example.kind {
         DifferenceKind::Missing => "missing",
         DifferenceKind::Extra => "extra",
@@ -269,7 +325,10 @@ pub(super) fn example_json(table: &TableReport, example: &RowDifference) -> Valu
     let columns: Vec<Value> = example
         .columns
         .iter()
-        .map(|column| json!({ "column": column.column, "a": column.a, "b": column.b }))
+        .map(|column| match values {
+            RowValues::Hidden => json!({ "column": column.column }),
+            RowValues::Shown => json!({ "column": column.column, "a": column.a, "b": column.b }),
+        })
         .collect();
     match &table.key[..] {
         [] => json!({ "kind": kind, "place": example.key.0.join(" "), "columns": columns }),
@@ -280,6 +339,28 @@ pub(super) fn example_json(table: &TableReport, example: &RowDifference) -> Valu
             json!({ "kind": kind, "key": key, "columns": columns })
         }
     }
+}
+
+/// What was ordered.
+pub(crate) fn schedule(spec: &ScheduleSpec) -> String {
+    let (a, b) = (&spec.node_a, &spec.node_b);
+    match &spec.schedule {
+        None => format!("{b} is no longer compared with {a} regularly"),
+        Some(schedule) => {
+            #[expect(clippy::cast_precision_loss, reason = "at most a year")]
+            let every = duration(schedule.every_seconds as f64);
+            format!("{b} is compared with {a} now, and again {every} after each comparison")
+        }
+    }
+}
+
+/// The same for programs.
+pub(crate) fn schedule_json(spec: &ScheduleSpec) -> Value {
+    let every = spec
+        .schedule
+        .as_ref()
+        .map(|schedule| schedule.every_seconds);
+    json!({ "node_a": spec.node_a, "node_b": spec.node_b, "every_seconds": every })
 }
 
 /// How far a comparison is, in one line that changes rarely.
@@ -378,6 +459,7 @@ mod tests {
                 orders,
             ],
             relation: Relation::Unrelated,
+            plan: None,
         }
     }
 
@@ -400,7 +482,9 @@ mod tests {
 
     #[test]
     fn json_has_the_keys_of_the_contract_first() {
-        insta::assert_snapshot!(serde_json::to_string_pretty(&json(&sample())).unwrap());
+        insta::assert_snapshot!(
+            serde_json::to_string_pretty(&json(&sample(), RowValues::Shown)).unwrap()
+        );
     }
 
     #[test]

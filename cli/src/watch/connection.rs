@@ -230,6 +230,7 @@ impl ConnectionTask {
             | ApiReply::Verifying(_)
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
+            | ApiReply::Repaired(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

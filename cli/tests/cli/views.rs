@@ -42,6 +42,7 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         detached: None,
         sequences: None,
         switchover: None,
+        verify: None,
     }
 }
 

@@ -14,9 +14,10 @@ use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
+use steep_protocol::message::repair::RepairSpec;
 use steep_protocol::message::switchover::{Lacking, RowsCheck, SwitchoverSpec, WayBack};
 use steep_protocol::message::tables::Change;
-use steep_protocol::message::verify::RowValues;
+use steep_protocol::message::verify::{RowValues, ScheduleSpec};
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::verify::command_of;
@@ -65,6 +66,8 @@ impl AuditEntry {
             },
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             Order::Verify(spec) => (command_of(spec.comparing), &spec.node_b),
+            Order::Repair(spec) => ("repair", &spec.node_b),
+            Order::ScheduleVerify(spec) => ("verify.schedule", &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
         };
@@ -112,6 +115,8 @@ impl AuditEntry {
                 let tables = tables.map(|tables| ("tables", tables));
                 [("show_values", shown)].into_iter().chain(tables).collect()
             }
+            Order::Repair(spec) => repair_arguments(spec),
+            Order::ScheduleVerify(spec) => schedule_arguments(spec),
             Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {
                 vec![("slot", slot.to_string()), ("drop", true.to_string())]
@@ -121,6 +126,8 @@ impl AuditEntry {
             Order::Capture { peer, .. } => peer.clone(),
             Order::Verify(spec) => Some(spec.node_a.clone()),
             Order::Switchover(spec) => Some(spec.from.clone()),
+            Order::Repair(spec) => Some(spec.node_a.clone()),
+            Order::ScheduleVerify(spec) => Some(spec.node_a.clone()),
             _ => None,
         };
         vec![Self {
@@ -179,6 +186,28 @@ fn switchover_arguments(spec: &SwitchoverSpec) -> Vec<Argument> {
 
 /// Name and value.
 type Argument = (&'static str, String);
+
+fn schedule_arguments(spec: &ScheduleSpec) -> Vec<Argument> {
+    let Some(schedule) = &spec.schedule else {
+        return vec![("every", "off".to_owned())];
+    };
+    let tables = (!schedule.tables.is_empty()).then(|| listed(schedule.tables.iter()));
+    let tables = tables.map(|tables| ("tables", tables));
+    let every = ("every", format!("{}s", schedule.every_seconds));
+    [every].into_iter().chain(tables).collect()
+}
+
+fn repair_arguments(spec: &RepairSpec) -> Vec<Argument> {
+    let place = &spec.place;
+    vec![
+        (
+            "tables",
+            listed(spec.plan.tables.iter().map(|table| &table.name)),
+        ),
+        ("rows", spec.plan.rows().to_string()),
+        ("page", format!("{} of {}", place.page, place.pages)),
+    ]
+}
 
 fn owned(arguments: Vec<Argument>) -> Vec<(String, String)> {
     arguments

@@ -314,7 +314,11 @@ impl<S: Store> Driver<S> {
             self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         let lost = record.lost.as_deref();
-        let others = causes.iter().map(|cause| cause.why.as_str());
+        let rows = record
+            .verify
+            .as_ref()
+            .and_then(|regular| regular.differ.as_deref());
+        let others = causes.iter().map(|cause| cause.why.as_str()).chain(rows);
         let all: Vec<&str> = lost
             .into_iter()
             .chain(others.filter(|why| Some(*why) != lost))
@@ -376,7 +380,9 @@ impl<S: Store> Driver<S> {
                 .field("reason", reason),
             None => Note::info(
                 "init.state_change",
-                format!("{change}: slot, publication, subscription and columns are good again"),
+                format!(
+                    "{change}: slot, publication, subscription, columns and rows are good again"
+                ),
             ),
         };
         let note = note.node(node).field("from", from).field("to", to);

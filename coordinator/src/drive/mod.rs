@@ -40,10 +40,12 @@ mod orders;
 mod query;
 mod reachability;
 mod rebuild;
+mod repair;
 mod requests;
 mod restore;
 mod resume;
 mod room;
+mod scheduled;
 mod schema;
 mod sequences;
 mod snapshots;
@@ -391,6 +393,7 @@ impl<S: Store> Driver<S> {
             self.tick_left(now);
             self.tick_sequences(now);
             self.tick_new_tables(now);
+            self.tick_scheduled(now);
         }
         self.tick_audit(now);
         self.tick_snapshots(now);

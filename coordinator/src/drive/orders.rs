@@ -97,6 +97,10 @@ impl<S: Store> Driver<S> {
                 .delete_snapshot(snapshot, force, ticket, now)
                 .map(|_| Vec::new()),
             Order::Verify(spec) => self.verify(*spec, by, ticket, now).map(|()| Vec::new()),
+            Order::ScheduleVerify(spec) => self
+                .schedule_verify(*spec, ticket, now)
+                .map(|()| Vec::new()),
+            Order::Repair(spec) => self.repair(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::DropPrepared { node, slot } => self
                 .drop_prepared(&node, &slot, ticket, now)
                 .map(|()| Vec::new()),

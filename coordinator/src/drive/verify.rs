@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SourceCommand, TargetCommand, WorkProgress};
-use steep_protocol::message::verify::{Comparing, VerifyReport, VerifySpec, VerifyTables};
+use steep_protocol::message::repair::RepairPlan;
+use steep_protocol::message::verify::{
+    Comparing, RowAccess, VerifyReport, VerifySpec, VerifyTables,
+};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::watch;
 
 use super::handle::VerifyFeed;
 use super::log::{Level, Note};
 use super::query::Purpose;
+use super::scheduled::SCHEDULE;
 use super::{Answer, Driver, Ticket};
 use crate::store::Store;
 
@@ -20,6 +24,7 @@ pub(super) fn command_of(comparing: Comparing) -> &'static str {
     match comparing {
         Comparing::Equality => "verify",
         Comparing::Overlap => "analyze-overlap",
+        Comparing::Repair => "repair.plan",
     }
 }
 
@@ -33,12 +38,19 @@ pub(super) struct Verification {
     operator: String,
     began: Timestamp,
     feed: watch::Sender<VerifyFeed>,
+    /// Of one that is begun by the schedule, which nobody follows.
+    scheduled: Option<watch::Receiver<VerifyFeed>>,
 }
 
 impl Verification {
     /// Whether the operator has left.
     pub(super) fn is_unwanted(&self) -> bool {
         self.feed.is_closed()
+    }
+
+    /// Whether it is one of the schedule's, of that node.
+    pub(super) fn is_scheduled_for(&self, node: &NodeId) -> bool {
+        self.scheduled.is_some() && self.spec.node_b == *node
     }
 
     /// Whether the node that reads is the one that counts as right.
@@ -61,13 +73,42 @@ impl<S: Store> Driver<S> {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<(), Fault> {
+        let feed = self.begin_verify(spec, operator, now)?;
+        self.answer(ticket, Ok(Answer::Verifying(feed)));
+        Ok(())
+    }
+
+    /// Starts one that the schedule wants. That it cannot be started at this moment is no event.
+    pub(super) fn compare_regularly(&mut self, spec: VerifySpec, now: Timestamp) {
+        let node = spec.node_b.clone();
+        match self.begin_verify(spec, SCHEDULE, now) {
+            Ok(feed) => {
+                if let Some(verification) = self.last_verification() {
+                    verification.scheduled = Some(feed);
+                }
+            }
+            Err(error) => tracing::debug!(node_id = %node, %error, "rows are compared later"),
+        }
+    }
+
+    fn begin_verify(
+        &mut self,
+        spec: VerifySpec,
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<watch::Receiver<VerifyFeed>, Fault> {
         let (a, b) = (&spec.node_a, &spec.node_b);
         if a == b {
             let text = "a node is equal to itself: name two nodes";
             return Err(Fault::new(FaultKind::BadRequest, text).on(a));
         }
-        self.check_query(a)?;
-        self.check_query(b)?;
+        match spec.comparing {
+            Comparing::Equality | Comparing::Overlap => {
+                self.check_query(a)?;
+                self.check_query(b)?;
+            }
+            Comparing::Repair => self.check_repair(a, b)?,
+        }
         // Who follows can wait until it has applied what the other one wrote.
         let follows = self.nodes.get(a).and_then(|node| node.source.as_ref()) == Some(b);
         let (node, peer) = if follows {
@@ -78,7 +119,7 @@ impl<S: Store> Driver<S> {
         let (feed, receiver) = watch::channel(VerifyFeed::Began);
         let command = SourceCommand::AdmitVerify {
             target: node.clone(),
-            values: spec.values,
+            access: RowAccess::Compare(spec.values),
         };
         let on = peer.clone();
         let verification = Verification {
@@ -88,11 +129,11 @@ impl<S: Store> Driver<S> {
             operator: operator.to_owned(),
             began: now,
             feed,
+            scheduled: None,
         };
         let purpose = Purpose::AdmitVerify(Box::new(verification));
         self.begin_query(&on, command, purpose, now);
-        self.answer(ticket, Ok(Answer::Verifying(receiver)));
-        Ok(())
+        Ok(receiver)
     }
 
     /// The command that compares.
@@ -145,9 +186,16 @@ impl<S: Store> Driver<S> {
             .iter()
             .filter(|table| !table.is_equal())
             .count();
-        let overlap = verification.spec.comparing == Comparing::Overlap;
+        let comparing = verification.spec.comparing;
         let (level, text) = match unequal {
-            _ if overlap => (Level::Info, format!("the rows of {a} and {b} are counted")),
+            _ if comparing == Comparing::Overlap => {
+                (Level::Info, format!("the rows of {a} and {b} are counted"))
+            }
+            _ if comparing == Comparing::Repair => {
+                let rows = report.plan.as_ref().map_or(0, RepairPlan::rows);
+                let text = format!("{rows} rows of {b} can be repaired by those of {a}");
+                (Level::Info, text)
+            }
             0 => (Level::Info, format!("{b} has the rows of {a}")),
             1 => (Level::Warn, format!("{b} differs from {a} in 1 table")),
             more => (
@@ -156,9 +204,10 @@ impl<S: Store> Driver<S> {
             ),
         };
         let took = now.as_millisecond() - verification.began.as_millisecond();
-        let event = match verification.spec.comparing {
+        let event = match comparing {
             Comparing::Equality => "verify.completed",
             Comparing::Overlap => "overlap.completed",
+            Comparing::Repair => "repair.planned",
         };
         let note = Note::new(level, event, text)
             .node(b)
@@ -171,6 +220,9 @@ impl<S: Store> Driver<S> {
             .field("different", sum(|table| table.different))
             .field("duration_ms", took.max(0));
         self.log(note, now);
+        if comparing == Comparing::Equality {
+            self.note_compared(&verification.spec, &report, now);
+        }
         verification.tell(VerifyFeed::Ended(Ok(Arc::new(report))));
     }
 
@@ -185,6 +237,7 @@ impl<S: Store> Driver<S> {
         let event = match verification.spec.comparing {
             Comparing::Equality => "verify.failed",
             Comparing::Overlap => "overlap.failed",
+            Comparing::Repair => "repair.not_planned",
         };
         let text = format!("{b} was not compared with {a}: {fault}");
         let note = Note::warn(event, text)
@@ -193,6 +246,9 @@ impl<S: Store> Driver<S> {
             .field("operator", &verification.operator)
             .field("hint", &fault.hint);
         self.log(note, now);
+        if verification.scheduled.is_some() {
+            self.not_compared(&verification.spec, &fault, now);
+        }
         verification.tell(VerifyFeed::Ended(Err(fault)));
     }
 }

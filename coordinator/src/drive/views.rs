@@ -104,6 +104,7 @@ impl<S: Store> Driver<S> {
                 .filter(|_| record.state == NodeState::Synchronized)
                 .map(|kept| kept.view.clone()),
             switchover: self.switchover_view(&record.id, now),
+            verify: self.schedule_view(record),
         }
     }
 

@@ -14,6 +14,7 @@ use steep_protocol::message::job::NewTables;
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::message::snapshot::LoadedSnapshot;
+use steep_protocol::message::verify::VerifySchedule;
 use steep_protocol::{
     ByteCount, JobId, NodeId, NodeState, RowCount, SnapshotId, TableName, TableNo,
 };
@@ -185,10 +186,39 @@ pub struct NodeRecord {
     /// What it left on sources that were away when it was detached.
     #[serde(default)]
     pub left: Vec<LeftBehind>,
+    /// How its rows are compared regularly.
+    #[serde(default)]
+    pub verify: Option<RegularVerify>,
     /// Its database's identity, its subscriptions and traces of jobs, as last reported by its agent.
     pub lineage: Option<Box<Lineage>>,
     /// Since when it cannot be observed.
     pub unseen_since: Option<Timestamp>,
+}
+
+/// Comparisons of a node's rows with its source's that the coordinator begins by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegularVerify {
+    /// The source.
+    pub source: NodeId,
+    /// How.
+    pub schedule: VerifySchedule,
+    /// When the next one begins.
+    pub next_at: Timestamp,
+    /// Which rows differ, until a comparison finds none.
+    pub differ: Option<String>,
+    /// The last one.
+    pub last: Option<LastVerify>,
+}
+
+/// What came of such a comparison.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastVerify {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Whether rows are equal, where that is known.
+    pub equal: Option<bool>,
+    /// Which tables differ, or why that is not known.
+    pub message: Option<String>,
 }
 
 /// A slot with its publication that a node has left on a source.
@@ -249,6 +279,7 @@ impl NodeRecord {
             loaded: None,
             detached: None,
             left: Vec::new(),
+            verify: None,
             lineage: None,
             unseen_since: None,
         }
@@ -259,6 +290,9 @@ impl NodeRecord {
         self.lost = None;
         self.complete.clear();
         self.appeared.clear();
+        if let Some(regular) = &mut self.verify {
+            regular.differ = None;
+        }
     }
 
     /// The job at work on it, or else its last one.

@@ -126,5 +126,27 @@ pub const VERIFY_VALUE_SHOWN: usize = 200;
 /// 1.4 MB.
 pub const VERIFY_BITS_MAX: u8 = 15;
 
+/// Rows that a plan of a repair has at most. Where more differ, copying these tables anew is faster.
+pub const REPAIR_ROWS_MAX: usize = 100_000;
+
+/// Bytes of such a plan: beside the longest report of a comparison, it fits a control frame.
+pub const REPAIR_BYTES_MAX: usize = 6 * 1024 * 1024;
+
+/// Rows in one page of a plan that is applied: some seconds of work.
+pub const REPAIR_PAGE_ROWS: usize = 1_000;
+
+/// About the bytes of such a page: with the names of a table's columns and one more row, it fits an operator's
+/// request.
+pub const REPAIR_PAGE_BYTES: usize = 100 * 1024;
+
+/// The longest key of a row that is repaired, in bytes.
+pub const REPAIR_KEY_MAX: usize = 32 * 1024;
+
+/// Rows whose values are asked for at once.
+pub const REPAIR_ROWS_AT_ONCE: usize = 200;
+
+/// The longest row that is repaired, as text, in bytes: the values of one question fit a control frame.
+pub const REPAIR_ROW_MAX: usize = 8 * 1024 * 1024;
+
 /// Characters shown of another session's statement.
 pub const STATEMENT_SHOWN: usize = 200;

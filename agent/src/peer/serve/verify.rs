@@ -2,7 +2,7 @@
 
 use steep_protocol::limits::CONTROL_FRAME_MAX;
 use steep_protocol::message::peer::PeerReply;
-use steep_protocol::message::verify::{RowValues, VerifyAsk, VerifyReply};
+use steep_protocol::message::verify::{RowAccess, VerifyAsk, VerifyReply};
 use steep_protocol::quic::{Receiver, Sender, StreamError};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio_util::sync::CancellationToken;
@@ -23,8 +23,8 @@ impl Server {
         (mut sender, mut receiver): (Sender, Receiver),
         cancel: CancellationToken,
     ) {
-        let values = match self.admitted_rows(peer, job) {
-            Ok(values) => values,
+        let access = match self.admitted_rows(peer, job) {
+            Ok(access) => access,
             Err(fault) => {
                 refuse(sender, fault).await;
                 return;
@@ -34,7 +34,7 @@ impl Server {
         let cancel = cancel.child_token();
         let _ended = cancel.clone().drop_guard();
         let task = self.task(job, cancel);
-        let mut answerer = match Answerer::connect(&task, values).await {
+        let mut answerer = match Answerer::connect(&task, access).await {
             Ok(answerer) => answerer,
             Err(fault) => {
                 refuse(sender, fault).await;
@@ -48,8 +48,8 @@ impl Server {
         answerer.close().await;
     }
 
-    /// Whether the coordinator has named the peer for a comparison, and whether it may see values (G7).
-    fn admitted_rows(&self, peer: &NodeId, job: JobId) -> Result<RowValues, Fault> {
+    /// Whether the coordinator has named the peer for a comparison or repair, and what it may see (G7).
+    fn admitted_rows(&self, peer: &NodeId, job: JobId) -> Result<RowAccess, Fault> {
         let entry = self.jobs.get(job).filter(|entry| entry.target == *peer);
         entry.and_then(|entry| entry.compares).ok_or_else(|| {
             let text = format!(

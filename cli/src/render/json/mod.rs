@@ -30,7 +30,7 @@ use super::{findings, switchover};
 pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 23] = [
+const NUMERIC: [&str; 26] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -46,6 +46,9 @@ const NUMERIC: [&str; 23] = [
     "missing",
     "extra",
     "different",
+    "repaired",
+    "changed",
+    "failed",
     "tables",
     "tables_unequal",
     "wal_held",

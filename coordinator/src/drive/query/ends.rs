@@ -20,6 +20,12 @@ impl AgentQuery {
             _ => None,
         }
     }
+
+    /// Whether it compares the rows of that node for the schedule.
+    pub(in crate::drive) fn compares_rows_of(&self, node: &NodeId) -> bool {
+        let verification = self.verification();
+        verification.is_some_and(|verification| verification.is_scheduled_for(node))
+    }
 }
 
 impl<S: Store> Driver<S> {
@@ -50,6 +56,9 @@ impl<S: Store> Driver<S> {
             | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::AdmitVerify(verification) | Purpose::Verify(verification) => {
                 self.verify_failed(&verification, fault, now);
+            }
+            Purpose::AdmitRepair(page) | Purpose::Repair(page) => {
+                self.repair_failed(*page, fault, now);
             }
             Purpose::RaiseSequences(node)
             | Purpose::Admit(Pair { node, .. }, After::Sequences { .. })
@@ -109,6 +118,21 @@ impl<S: Store> Driver<S> {
         let query = self.queries.iter_mut().find(own)?;
         query.course.give_up = after(now, query.course.limit);
         query.verification()
+    }
+
+    /// Of the query that was begun last.
+    pub(in crate::drive) fn last_verification(&mut self) -> Option<&mut Verification> {
+        match &mut self.queries.last_mut()?.purpose {
+            Purpose::AdmitVerify(verification) => Some(verification),
+            _ => None,
+        }
+    }
+
+    /// Whether the schedule compares the rows of that node at the moment.
+    pub(in crate::drive) fn is_compared(&self, node: &NodeId) -> bool {
+        self.queries
+            .iter()
+            .any(|query| query.compares_rows_of(node))
     }
 
     /// Ends the queries that need an agent whose session ended.

@@ -23,6 +23,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, Snapshot
 
 use super::detach::Detaching;
 use super::doctor::Look;
+use super::repair::Repairing;
 use super::schema::{After, Pair, admit};
 use super::stored_check::StoredLook;
 use super::sweep::Sweep;
@@ -107,6 +108,10 @@ pub(super) enum Purpose {
     AdmitVerify(Box<Verification>),
     /// Compare rows.
     Verify(Box<Verification>),
+    /// Permit the node to read its source's rows, before it writes a page of a repair.
+    AdmitRepair(Box<Repairing>),
+    /// Write the page.
+    Repair(Box<Repairing>),
     /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
     /// Wait until a node has applied what was written, before it is detached.
@@ -131,6 +136,7 @@ impl Purpose {
                  pg_stat_activity, end them, then try again"
             }
             Self::Rebuild(_) => "run steep-repl init rebuild again: created objects stay",
+            Self::Repair(_) => "run steep-repl repair again: rows that are repaired stay so",
             Self::LookAtSource(_)
             | Self::LookAtTarget(..)
             | Self::Describe(_)
@@ -148,6 +154,7 @@ impl Purpose {
             | Self::DropPrepared(_)
             | Self::AdmitVerify(_)
             | Self::Verify(_)
+            | Self::AdmitRepair(_)
             | Self::Sweep(_)
             | Self::AwaitBeforeDetach(_)
             | Self::RaiseSequences(_)
@@ -405,6 +412,10 @@ impl<S: Store> Driver<S> {
             }
             (Purpose::Verify(verification), Outcome::Compared(report)) => {
                 self.verified(&verification, *report, now);
+            }
+            (Purpose::AdmitRepair(page), Outcome::Done) => return Some(self.write_page(page)),
+            (Purpose::Repair(page), Outcome::Repaired(report)) => {
+                self.repaired(*page, *report, now);
             }
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
                 return self.looked_before_prepare(spec, &facts, ticket);

@@ -15,7 +15,7 @@ use steep_protocol::message::handover::Replication;
 use steep_protocol::message::switchover::{
     Closing, SwitchoverCommand, SwitchoverStep as Step, SwitchoverView,
 };
-use steep_protocol::message::verify::{Comparing, RowValues, VerifyTables};
+use steep_protocol::message::verify::{Comparing, RowAccess, RowValues, VerifyTables};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, limits};
 use tokio::sync::watch;
 
@@ -202,7 +202,7 @@ impl<S: Store> Driver<S> {
             Step::DropWayBack => return Some((SourceCommand::DropPrepared.into(), one.way_back())),
             Step::AdmitRows => Command::from(SourceCommand::AdmitVerify {
                 target: spec.to.clone(),
-                values: RowValues::Hidden,
+                access: RowAccess::Compare(RowValues::Hidden),
             }),
             Step::CompareRows => Command::from(TargetCommand::Verify(Box::new(VerifyTables {
                 source: self.peer(&spec.from),

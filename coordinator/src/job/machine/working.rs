@@ -207,7 +207,8 @@ impl Turn {
                 | Outcome::WritesStopped(_)
                 | Outcome::WriteState(_)
                 | Outcome::Compared(_)
-                | Outcome::Listed(_),
+                | Outcome::Listed(_)
+                | Outcome::Repaired(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {

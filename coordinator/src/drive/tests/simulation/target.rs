@@ -106,6 +106,7 @@ impl Cluster {
             TargetCommand::Verify(_)
             | TargetCommand::Join(_)
             | TargetCommand::Leave(_)
+            | TargetCommand::Repair(_)
             | TargetCommand::RebuildMissing
             | TargetCommand::RaiseSequences { .. } => Err(failed("not simulated")),
         }

@@ -176,6 +176,7 @@ impl World {
                 Outcome::SequencesRaised(super::super::detach::raised())
             }
             TargetCommand::Verify(_) => Outcome::Compared(Box::default()),
+            TargetCommand::Repair(_) => Outcome::Repaired(Box::default()),
             TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
                 made: 1,
                 missing: self.missing.clone(),

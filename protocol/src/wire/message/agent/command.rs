@@ -8,11 +8,12 @@ use super::super::job::{
     YieldToDdl,
 };
 use super::super::lineage::ChangeOrigin;
+use super::super::repair::RepairRows;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
 use super::super::switchover::SwitchoverCommand;
 use super::super::tables::Followed;
-use super::super::verify::{RowValues, VerifyTables};
+use super::super::verify::{RowAccess, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
 /// The name and address of a peer.
@@ -131,12 +132,12 @@ pub enum SourceCommand {
         /// Whether changes from it may have been applied.
         used: Used,
     },
-    /// From here on `target` may compare rows with this node's. Reads nothing.
+    /// From here on `target` may compare rows with this node's, or repair its own by them. Reads nothing.
     AdmitVerify {
         /// The node that will.
         target: NodeId,
-        /// Whether it may read values.
-        values: RowValues,
+        /// What it may read.
+        access: RowAccess,
     },
     /// From here on `target` may send requests for this job, and have tables join or leave the publication that it
     /// follows. Reads nothing.
@@ -254,6 +255,9 @@ pub enum TargetCommand {
     Join(ChangedTables),
     /// Take tables out of the replication that the node follows by. Their rows stay.
     Leave(ChangedTables),
+    /// Write what a page of a plan says, by the rows of the source, which must have received
+    /// [`SourceCommand::AdmitVerify`] for the same job.
+    Repair(Box<RepairRows>),
 }
 
 /// Commands to any agent about its own node.
@@ -488,6 +492,7 @@ impl Command {
             } => sequences.as_ref().or(joined.as_ref().map(|j| &j.source)),
             TargetCommand::Verify(request) => Some(&request.source),
             TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
+            TargetCommand::Repair(request) => Some(&request.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }

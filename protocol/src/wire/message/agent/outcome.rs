@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
+use super::super::repair::RepairReport;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use super::super::switchover::{SwitchoverFacts, WriteState, WritesStopped};
@@ -95,6 +96,8 @@ pub enum Outcome {
     WriteState(WriteState),
     /// Of `NodeCommand::ListTables`.
     Listed(TableList),
+    /// Of `TargetCommand::Repair`.
+    Repaired(Box<RepairReport>),
 }
 
 /// What setting a node's sequences to its source's came to.

@@ -175,6 +175,10 @@ impl TargetCommand {
                     .named("verify")
                     .within(Duration::from_secs(600))
             },
+            // It waits until the replica has applied what the source has written, some times.
+            Self::Repair(_) => Policy::QUESTION
+                .named("repair")
+                .within(Duration::from_secs(900)),
             // It may build indexes of large tables.
             Self::RebuildMissing => Policy {
                 at_stop: AtStop::Cancel,

@@ -17,11 +17,12 @@ use super::adjust::Adjusted;
 use super::agent::{LockRole, MissingObjects, Rebuilt, WorkProgress};
 use super::facts::Finding;
 use super::handover::PreparedSlot;
+use super::repair::RepairReport;
 use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
 use super::switchover::SwitchoverView;
 use super::tables::TableList;
-use super::verify::VerifyReport;
+use super::verify::{ScheduleView, VerifyReport};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -88,6 +89,8 @@ pub enum ApiReply {
     Compared(Box<VerifyReport>),
     /// What a switchover is at. The last one is how it ended.
     Switchover(Box<SwitchoverView>),
+    /// What came of a page of a repair.
+    Repaired(Box<RepairReport>),
 }
 
 /// A node, as the CLI shows it.
@@ -143,6 +146,8 @@ pub struct NodeView {
     pub sequences: Option<SequencesView>,
     /// The switchover that it is part of, or the last one.
     pub switchover: Option<Box<SwitchoverView>>,
+    /// How its rows are compared regularly, where they are.
+    pub verify: Option<ScheduleView>,
 }
 
 /// What a job waits for that cannot go on at this moment.

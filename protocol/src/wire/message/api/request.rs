@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, NewTables, TableFilter};
+use super::super::repair::RepairSpec;
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
 use super::super::switchover::SwitchoverSpec;
 use super::super::tables::ChangeSpec;
-use super::super::verify::VerifySpec;
+use super::super::verify::{ScheduleSpec, VerifySpec};
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
 use crate::wire::{NodeId, SnapshotId};
@@ -212,6 +213,10 @@ pub enum Order {
         /// What.
         policy: NewTables,
     },
+    /// [`ApiReply::Repaired`]: a page of a plan is written to a replica. It is completed whether or not anyone waits.
+    Repair(Box<RepairSpec>),
+    /// [`ApiReply::End`] once the coordinator compares the rows of a replica regularly, or no longer.
+    ScheduleVerify(Box<ScheduleSpec>),
 }
 
 /// Arguments of [`Order::Detach`].

@@ -8,6 +8,7 @@
 //! [`VerifyAsk::Open`].
 
 mod report;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -19,10 +20,21 @@ pub use self::report::{
     ColumnDifference, DifferenceKind, Relation, RowDifference, TableProblem, TableReport,
     VerifyReport,
 };
+pub use self::schedule::{ScheduleSpec, ScheduleView, VerifySchedule};
 use super::agent::PeerAddress;
 use super::peer::CtidRange;
+use super::repair::{DatabaseId, FetchedRow, Horizon, SeenRow};
 use crate::wire::limits::VERIFY_BITS_MAX;
 use crate::wire::{ByteCount, Identifier, Lsn, NodeId, TableName};
+
+/// What another agent may learn of this node's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowAccess {
+    /// It compares them; what it may see is for the operator.
+    Compare(RowValues),
+    /// It writes them to its own database, so it gets whole rows; the operator sees keys.
+    Repair,
+}
 
 /// Whether the values of rows are shown, beside their keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +52,9 @@ pub enum Comparing {
     Equality,
     /// What becomes of them if they are merged: rows are told apart by keys alone, and columns that differ are counted.
     Overlap,
+    /// What has to be written to the second node, a replica of the first, to make it equal: the report has a plan in
+    /// place of examples.
+    Repair,
 }
 
 /// What an operator wants compared.
@@ -85,8 +100,8 @@ pub enum VerifyAsk {
     List(ListedTables),
     /// From here on, questions are about that table. Answered with [`VerifyReply::Opened`].
     Open(TableName),
-    /// How the open table's rows are read. Answered with [`VerifyReply::Done`].
-    Read(RowShape),
+    /// How the open table's rows are read, and what its sums are made of. Answered with [`VerifyReply::Done`].
+    Read(RowShape, Summed),
     /// Counts and sums of row digests by bucket. Answered with [`VerifyReply::Sums`].
     Sums {
         /// Which rows.
@@ -118,6 +133,20 @@ pub enum VerifyAsk {
     Slots(Vec<Identifier>),
     /// The subscriptions of the database. Answered with [`VerifyReply::Subscriptions`].
     Subscriptions,
+    /// Which database it is. Answered with [`VerifyReply::Identity`].
+    Identity,
+    /// The foreign keys between these tables. Answered with [`VerifyReply::References`].
+    References(Vec<TableName>),
+    /// The versions of rows by key. Answered with [`VerifyReply::Versions`].
+    Versions(Vec<RowKey>),
+    /// The values of rows by key, of an agent that was admitted to repair. Answered with [`VerifyReply::Fetched`].
+    Fetch {
+        /// The rows, at most [`crate::limits::REPAIR_ROWS_AT_ONCE`].
+        keys: Vec<RowKey>,
+        /// The longest row whose values are wanted, in bytes of text; for all keys at most
+        /// [`crate::limits::REPAIR_ROW_MAX`].
+        longest: u32,
+    },
 }
 
 /// Which tables are listed. A partitioned table is listed in place of its partitions.
@@ -160,6 +189,19 @@ pub enum VerifyReply {
     Subscriptions(Vec<SubscriptionFacts>),
     /// The question failed.
     Fault(crate::wire::Fault),
+    /// The database.
+    Identity(DatabaseId),
+    /// Each with the table that it refers to.
+    References(Vec<(TableName, TableName)>),
+    /// One entry for each key; `None` where there is no such row.
+    Versions {
+        /// The server's transactions just before.
+        horizon: Horizon,
+        /// The rows.
+        rows: Vec<Option<SeenRow>>,
+    },
+    /// The same with values.
+    Fetched(Vec<Option<FetchedRow>>),
 }
 
 /// A table's size.
@@ -205,8 +247,6 @@ pub struct RowShape {
     pub columns: Vec<Identifier>,
     /// The columns of the key. Without any, rows are told apart by their content.
     pub key: Vec<Identifier>,
-    /// What the sums of a bucket are made of.
-    pub summed: Summed,
 }
 
 /// What the sums of a bucket are made of: two 64-bit hashes of each row.

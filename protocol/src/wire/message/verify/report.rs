@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::repair::RepairPlan;
 use super::RowKey;
-use crate::wire::{Identifier, TableName};
+use crate::wire::{Fault, Identifier, TableName};
 
 /// The result.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -14,6 +15,8 @@ pub struct VerifyReport {
     pub tables: Vec<TableReport>,
     /// How the two nodes hang together.
     pub relation: Relation,
+    /// Of [`Comparing::Repair`](super::Comparing::Repair).
+    pub plan: Option<RepairPlan>,
 }
 
 /// How the two nodes hang together.
@@ -80,6 +83,12 @@ impl TableReport {
         self.problem.is_none() && self.differences() == 0
     }
 
+    /// Whether it could not be read, so that nothing is known of its rows.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self.problem, Some(TableProblem::Unreadable(_)))
+    }
+
     /// Rows that both nodes have, with the same columns.
     #[must_use]
     pub fn equal_rows(&self) -> u64 {
@@ -119,6 +128,7 @@ impl TableReport {
             TableProblem::OnlyOnA => TableProblem::OnlyOnB,
             TableProblem::OnlyOnB => TableProblem::OnlyOnA,
             TableProblem::NoKey => TableProblem::NoKey,
+            TableProblem::Unreadable(why) => TableProblem::Unreadable(why),
             TableProblem::Columns { only_a, only_b } => TableProblem::Columns {
                 only_a: only_b,
                 only_b: only_a,
@@ -155,6 +165,8 @@ pub enum TableProblem {
         /// Columns that only the second node has.
         only_b: Vec<Identifier>,
     },
+    /// It could not be read; the fault says where and why.
+    Unreadable(Box<Fault>),
 }
 
 /// How a row differs.

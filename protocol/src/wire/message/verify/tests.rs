@@ -49,6 +49,7 @@ fn the_longest_report_fits_a_frame() {
     let mut report = VerifyReport {
         tables: (0..VERIFY_TABLES_MAX).map(table).collect(),
         relation: Relation::Replicates,
+        plan: None,
     };
     report.tables[0].examples = vec![
         RowDifference {

@@ -1,0 +1,514 @@
+//! A plan as a file that people read and edit: JSON lines, first a header, then a line for each row, in the order in
+//! which rows are written. It has keys, and digests of whole rows, no other values. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use steep_protocol::limits::{REPAIR_KEY_MAX, REPAIR_PAGE_BYTES, REPAIR_PAGE_ROWS};
+use steep_protocol::message::repair::{
+    DatabaseId, PlannedRow, PlannedTable, RepairPlan, RowChange,
+};
+use steep_protocol::message::verify::{RowDigest, RowKey, RowShape};
+use steep_protocol::{Identifier, NodeId, TableName};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// A plan in the order in which it is applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) node_a: NodeId,
+    pub(super) node_b: NodeId,
+    source: DatabaseId,
+    target: DatabaseId,
+    /// Rows of one table that follow one another. A table comes twice where rows are deleted and others written.
+    runs: Vec<PlannedTable>,
+}
+
+/// The first line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    repair_plan: u32,
+    created_at: String,
+    node_a: NodeId,
+    node_b: NodeId,
+    database_a: Database,
+    database_b: Database,
+    tables: Vec<Table>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Database {
+    /// As text, since JSON's numbers are too short for it.
+    system_identifier: String,
+    oid: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    schema: Identifier,
+    table: Identifier,
+    key: Vec<Identifier>,
+    columns: Vec<Identifier>,
+    missing: usize,
+    extra: usize,
+    different: usize,
+}
+
+/// A further line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    schema: Identifier,
+    table: Identifier,
+    kind: Kind,
+    key: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    columns: Vec<Identifier>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest_a: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest_b: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Missing,
+    Extra,
+    Different,
+}
+
+/// Why a file is no plan.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub(super) struct Invalid {
+    pub(super) line: usize,
+    pub(super) reason: String,
+}
+
+impl Plan {
+    /// Puts a plan in order: rows are deleted first, those that refer to others before these; then the others are
+    /// written, those that others refer to first.
+    pub(super) fn new(nodes: (NodeId, NodeId), plan: RepairPlan) -> Self {
+        let (mut deleted, mut written) = (Vec::new(), Vec::new());
+        for table in plan.tables {
+            let PlannedTable { name, shape, rows } = table;
+            let is_delete = |row: &PlannedRow| matches!(row.change, RowChange::Delete { .. });
+            let (gone, new): (Vec<_>, Vec<_>) = rows.into_iter().partition(is_delete);
+            for (rows, runs) in [(gone, &mut deleted), (new, &mut written)] {
+                if !rows.is_empty() {
+                    let (name, shape) = (name.clone(), shape.clone());
+                    runs.push(PlannedTable { name, shape, rows });
+                }
+            }
+        }
+        let mut plan = Self {
+            node_a: nodes.0,
+            node_b: nodes.1,
+            source: plan.source,
+            target: plan.target,
+            runs: Vec::new(),
+        };
+        for run in deleted.into_iter().rev().chain(written) {
+            plan.push(run);
+        }
+        plan
+    }
+
+    /// Adds rows to those before, if they are of the same table.
+    fn push(&mut self, run: PlannedTable) {
+        match self.runs.last_mut().filter(|last| last.name == run.name) {
+            Some(last) => last.rows.extend(run.rows),
+            None => self.runs.push(run),
+        }
+    }
+
+    /// Rows in it.
+    pub(super) fn rows(&self) -> usize {
+        self.runs.iter().map(|run| run.rows.len()).sum()
+    }
+
+    /// Missing, extra and different rows by table.
+    pub(super) fn tables(&self) -> BTreeMap<&TableName, [usize; 3]> {
+        let mut tables = BTreeMap::new();
+        for run in &self.runs {
+            let counts: &mut [usize; 3] = tables.entry(&run.name).or_default();
+            for row in &run.rows {
+                counts[match Kind::of(row.change) {
+                    Kind::Missing => 0,
+                    Kind::Extra => 1,
+                    Kind::Different => 2,
+                }] += 1;
+            }
+        }
+        tables
+    }
+
+    /// What is ordered at once, in order.
+    pub(super) fn pages(&self) -> Vec<RepairPlan> {
+        let mut pages: Vec<Vec<PlannedTable>> = Vec::new();
+        let (mut rows, mut bytes) = (usize::MAX, usize::MAX);
+        for run in &self.runs {
+            let mut begins = true;
+            for row in &run.rows {
+                // Only people want to know the columns.
+                let row = PlannedRow {
+                    columns: Vec::new(),
+                    ..row.clone()
+                };
+                let more = row.size() + if begins { run.overhead() } else { 0 };
+                let full = rows >= REPAIR_PAGE_ROWS
+                    || bytes.saturating_add(more) > REPAIR_PAGE_BYTES && rows > 0;
+                if full {
+                    pages.push(Vec::new());
+                    (rows, bytes, begins) = (0, run.overhead(), true);
+                }
+                let Some(page) = pages.last_mut() else {
+                    continue;
+                };
+                if begins {
+                    page.push(PlannedTable {
+                        name: run.name.clone(),
+                        shape: run.shape.clone(),
+                        rows: Vec::new(),
+                    });
+                    begins = false;
+                }
+                if let Some(table) = page.last_mut() {
+                    table.rows.push(row);
+                }
+                rows += 1;
+                bytes = bytes.saturating_add(more);
+            }
+        }
+        let page = |tables| RepairPlan {
+            source: self.source,
+            target: self.target,
+            tables,
+        };
+        pages.into_iter().map(page).collect()
+    }
+
+    /// The file.
+    pub(super) fn to_lines(&self, created_at: &str) -> String {
+        let mut tables: BTreeMap<&TableName, Table> = BTreeMap::new();
+        let counts = self.tables();
+        for run in &self.runs {
+            let [missing, extra, different] = counts.get(&run.name).copied().unwrap_or_default();
+            tables.entry(&run.name).or_insert_with(|| Table {
+                schema: run.name.schema.clone(),
+                table: run.name.table.clone(),
+                key: run.shape.key.clone(),
+                columns: run.shape.columns.clone(),
+                missing,
+                extra,
+                different,
+            });
+        }
+        let header = Header {
+            repair_plan: VERSION,
+            created_at: created_at.to_owned(),
+            node_a: self.node_a.clone(),
+            node_b: self.node_b.clone(),
+            database_a: Database::of(self.source),
+            database_b: Database::of(self.target),
+            tables: tables.into_values().collect(),
+        };
+        let mut text = line(&header);
+        for run in &self.runs {
+            for row in &run.rows {
+                text.push_str(&line(&Entry::of(run, row)));
+            }
+        }
+        text
+    }
+
+    /// Reads a file. Lines may be missing, since people take out what they don't want.
+    ///
+    /// # Errors
+    /// The first line that is not understood, and why.
+    pub(super) fn parse(text: &str) -> Result<Self, Invalid> {
+        let mut lines = text.lines().enumerate();
+        let invalid = |at: usize, reason: String| Invalid {
+            line: at + 1,
+            reason,
+        };
+        let first = lines.next().map_or("", |(_, line)| line);
+        let version: Value = serde_json::from_str(first)
+            .map_err(|_| invalid(0, "this is not a plan of steep-repl repair".to_owned()))?;
+        let version = version.get("repair_plan").and_then(Value::as_u64);
+        match version {
+            Some(version) if version == u64::from(VERSION) => {}
+            Some(version) => {
+                let text = format!("the plan has format {version}, this version reads {VERSION}");
+                return Err(invalid(0, text));
+            }
+            None => {
+                let text = "this is not a plan of steep-repl repair";
+                return Err(invalid(0, text.to_owned()));
+            }
+        }
+        let header: Header =
+            serde_json::from_str(first).map_err(|error| invalid(0, reason(&error)))?;
+        let database = |database: &Database| {
+            let parsed = database.id();
+            parsed.ok_or_else(|| invalid(0, "a system identifier is a number".to_owned()))
+        };
+        let mut plan = Self {
+            source: database(&header.database_a)?,
+            target: database(&header.database_b)?,
+            node_a: header.node_a,
+            node_b: header.node_b,
+            runs: Vec::new(),
+        };
+        let mut shapes = BTreeMap::new();
+        for table in header.tables {
+            let Table {
+                schema,
+                table,
+                columns,
+                key,
+                ..
+            } = table;
+            let (name, shape) = (TableName { schema, table }, RowShape { columns, key });
+            shapes.insert(name, shape);
+        }
+        for (at, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
+            let entry: Entry =
+                serde_json::from_str(line).map_err(|error| invalid(at, reason(&error)))?;
+            plan.add(entry, &shapes)
+                .map_err(|reason| invalid(at, reason))?;
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, entry: Entry, shapes: &BTreeMap<TableName, RowShape>) -> Result<(), String> {
+        let name = TableName {
+            schema: entry.schema.clone(),
+            table: entry.table.clone(),
+        };
+        let shape = shapes
+            .get(&name)
+            .ok_or_else(|| format!("the header has no table {name}"))?;
+        let row = entry.row(shape)?;
+        let shape = shape.clone();
+        self.push(PlannedTable {
+            name,
+            shape,
+            rows: vec![row],
+        });
+        Ok(())
+    }
+}
+
+impl Database {
+    fn of(database: DatabaseId) -> Self {
+        Self {
+            system_identifier: database.system.to_string(),
+            oid: database.database,
+        }
+    }
+
+    fn id(&self) -> Option<DatabaseId> {
+        Some(DatabaseId {
+            system: self.system_identifier.parse().ok()?,
+            database: self.oid,
+        })
+    }
+}
+
+impl Kind {
+    fn of(change: RowChange) -> Self {
+        match change {
+            RowChange::Insert { .. } => Self::Missing,
+            RowChange::Delete { .. } => Self::Extra,
+            RowChange::Replace { .. } => Self::Different,
+        }
+    }
+}
+
+impl Entry {
+    fn of(table: &PlannedTable, row: &PlannedRow) -> Self {
+        let names = table.shape.key.iter().map(|name| name.as_str().to_owned());
+        let values = row.key.0.iter().map(|value| Value::from(value.clone()));
+        let digest = |digest: RowDigest| format!("{:032x}", digest.0);
+        Self {
+            schema: table.name.schema.clone(),
+            table: table.name.table.clone(),
+            kind: Kind::of(row.change),
+            key: names.zip(values).collect(),
+            columns: row.columns.clone(),
+            digest_a: row.change.source().map(digest),
+            digest_b: row.change.target().map(digest),
+        }
+    }
+
+    fn row(&self, shape: &RowShape) -> Result<PlannedRow, String> {
+        let part = |name: &Identifier| {
+            let value = self.key.get(name.as_str()).and_then(Value::as_str);
+            let value = value.map(str::to_owned);
+            value.ok_or_else(|| format!("the key has no text for the column {name}"))
+        };
+        let key: Vec<String> = shape.key.iter().map(part).collect::<Result<_, _>>()?;
+        if key.is_empty() || self.key.len() != key.len() {
+            return Err("the key has other columns than the table's".to_owned());
+        }
+        if key.iter().map(String::len).sum::<usize>() > REPAIR_KEY_MAX {
+            return Err(format!("the key is longer than {REPAIR_KEY_MAX} bytes"));
+        }
+        let digest = |text: &Option<String>| match text {
+            None => Ok(None),
+            Some(text) => match u128::from_str_radix(text, 16) {
+                Ok(digest) if text.len() == 32 => Ok(Some(RowDigest(digest))),
+                _ => Err("a digest is 32 hexadecimal digits".to_owned()),
+            },
+        };
+        let change = RowChange::between(digest(&self.digest_a)?, digest(&self.digest_b)?);
+        match change {
+            Some(change) if Kind::of(change) == self.kind => Ok(PlannedRow {
+                key: RowKey(key),
+                change,
+                columns: self.columns.clone(),
+            }),
+            _ => Err("the digests do not belong to that kind of difference".to_owned()),
+        }
+    }
+}
+
+fn line(value: &impl Serialize) -> String {
+    // Names, texts and numbers always are.
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// Without the place, which is always within the line.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    fn row(key: &[&str], change: RowChange, columns: &[&str]) -> PlannedRow {
+        PlannedRow {
+            key: RowKey(key.iter().map(|part| (*part).to_owned()).collect()),
+            change,
+            columns: columns.iter().map(|column| name(column)).collect(),
+        }
+    }
+
+    fn sample() -> Plan {
+        let [one, two] = [1, u128::MAX].map(RowDigest);
+        let table = |table: &str, key: &[&str], rows| PlannedTable {
+            name: TableName::new("app", table).unwrap(),
+            shape: RowShape {
+                columns: ["a", "id", "k\"y"].map(name).into(),
+                key: key.iter().map(|part| name(part)).collect(),
+            },
+            rows,
+        };
+        let (insert, delete) = (
+            RowChange::Insert { source: one },
+            RowChange::Delete { target: two },
+        );
+        let replace = RowChange::Replace {
+            source: one,
+            target: two,
+        };
+        let parent = table(
+            "parent",
+            &["id"],
+            vec![row(&["1"], insert, &[]), row(&["2"], delete, &[])],
+        );
+        let child = table(
+            "child",
+            &["id", "k\"y"],
+            vec![
+                row(&["7", "it's \u{e4}"], delete, &[]),
+                row(&["8", ""], replace, &["a"]),
+            ],
+        );
+        let database = |system| DatabaseId {
+            system,
+            database: 16_384,
+        };
+        let plan = RepairPlan {
+            source: database(u64::MAX),
+            target: database(7),
+            tables: vec![parent, child],
+        };
+        let node = |name| NodeId::parse(name).unwrap();
+        Plan::new((node("node_a"), node("node_b")), plan)
+    }
+
+    #[test]
+    fn a_plan_is_a_line_for_each_row_and_reads_back_as_itself() {
+        let text = sample().to_lines("2026-01-02T03:04:05Z");
+        insta::assert_snapshot!(text);
+        assert_eq!(Plan::parse(&text).unwrap(), sample());
+        let counts: Vec<[usize; 3]> = sample().tables().into_values().collect();
+        assert_eq!(counts, [[0, 1, 1], [1, 1, 0]]);
+    }
+
+    #[test]
+    fn lines_may_be_taken_out_and_others_are_refused_by_number() {
+        let text = sample().to_lines("");
+        let lines: Vec<&str> = text.lines().collect();
+        let fewer = Plan::parse(&[lines[0], "", lines[2]].join("\n")).unwrap();
+        assert_eq!(fewer.rows(), 1);
+        let refused = |line: &str| {
+            let error = Plan::parse(&format!("{}\n{line}", lines[0])).unwrap_err();
+            assert_eq!(error.line, 2);
+            error.reason
+        };
+        assert!(refused("{").contains("EOF"));
+        assert!(refused(&lines[1].replace("\"7\"", "7")).contains("has no text"));
+        assert!(refused(&lines[1].replace("extra", "missing")).contains("do not belong"));
+        assert!(refused(&lines[1].replace("child", "other")).contains("no table app.other"));
+        assert!(refused(&lines[1].replace("ffff", "")).contains("32 hexadecimal"));
+        assert!(refused(&lines[1].replace("\"key\"", "\"keys\"")).contains("keys"));
+        for bad in ["", "{}", "[1]", "no JSON", "{\"repair_plan\":2}"] {
+            assert_eq!(Plan::parse(bad).unwrap_err().line, 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn pages_have_all_rows_in_order_and_none_is_too_long() {
+        let mut plan = sample();
+        let long = row(&[&"x".repeat(1_000)], plan.runs[2].rows[0].change, &[]);
+        plan.runs[2].rows = vec![long; 1_500];
+        let pages = plan.pages();
+        let rows: Vec<usize> = pages.iter().map(RepairPlan::rows).collect();
+        assert_eq!(rows.iter().sum::<usize>(), plan.rows());
+        assert!(rows.iter().all(|rows| *rows <= REPAIR_PAGE_ROWS));
+        for page in &pages {
+            let bytes: usize = page
+                .tables
+                .iter()
+                .flat_map(|t| &t.rows)
+                .map(PlannedRow::size)
+                .sum();
+            assert!(bytes <= REPAIR_PAGE_BYTES, "{bytes}");
+        }
+        let all = pages.iter().flat_map(|page| &page.tables);
+        let what = |row: &PlannedRow| (row.key.clone(), row.change);
+        let all: Vec<_> = all.flat_map(|table| &table.rows).map(what).collect();
+        let wanted = plan.runs.iter().flat_map(|run| &run.rows);
+        assert_eq!(all, wanted.map(what).collect::<Vec<_>>());
+    }
+}
