@@ -278,6 +278,27 @@ fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_of_a_s
 }
 
 #[test]
+fn of_the_coordinator_with_its_store_costs_nothing_while_the_target_catches_up() -> Result<()> {
+    let mut cluster = cluster()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let following = cluster.init_spawn(&["--max-rate", "4MB"])?;
+    cluster.wait_phase("node_b", "copy")?;
+    // Some seconds of work for the apply worker.
+    let much = "UPDATE pgbench_accounts SET abalance = abalance + 1";
+    source.sql(&format!("{much}; {much}"))?;
+    cluster.wait_phase("node_b", "catch_up")?;
+    let job = lose_store(&mut cluster)?;
+    let end = following.finish(Duration::from_secs(180))?.expect(0)?;
+    let end = end.last_object()?;
+    ensure!(end["event"] == "init.completed", "{end}");
+    let progress = cluster.progress("node_b")?;
+    ensure!(progress["job_id"] == job.as_str(), "{progress}");
+    ensure!(cluster.state("node_b")? == "synchronized");
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
+}
+
+#[test]
 fn of_the_coordinator_with_its_store_leaves_a_job_that_can_be_cancelled() -> Result<()> {
     let mut cluster = copying()?;
     lose_store(&mut cluster)?;

@@ -131,6 +131,25 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     compare::rows(&source, &target)?.none()
 }
 
+#[test]
+fn an_adopted_replica_is_detached_like_any_other() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE numbered (id serial PRIMARY KEY); INSERT INTO numbered SELECT FROM generate_series(1, 100)")?;
+    cluster.init(&[])?.expect(0)?;
+    forget(&mut cluster, &[])?;
+    cluster.wait_state("node_b", &["synchronized"], NOTICE_LIMIT)?;
+    source.sql("INSERT INTO numbered SELECT FROM generate_series(1, 100)")?;
+    let detach = ["detach", "--node", "node_b", "--wait", "--yes"];
+    cluster.cli(&detach)?.expect(0)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    compare::rows(&source, &target)?.none()?;
+    target.sql("INSERT INTO numbered DEFAULT VALUES")?;
+    ensure!(target.value::<u32>("SELECT max(id) FROM numbered")? > 200);
+    Ok(())
+}
+
 /// All stored snapshots, without what changes with time and whose clock says how long it took.
 fn snapshots(cluster: &Cluster) -> Result<Vec<Value>> {
     let listed = cluster.cli(&["snapshot", "list", "--json"])?.expect(0)?;

@@ -77,7 +77,7 @@ impl<S: Store> Driver<S> {
         }
         let target = self.registry.get(node);
         let Some(text) = target.and_then(|agent| agent.note.as_deref()) else {
-            return Adoptable::No(String::new());
+            return no("it left no note that all its rows were there");
         };
         // Where something of it was removed, its source may have closed the snapshot since it registered.
         let swept = self.swept.keys().any(|(swept, _)| *swept == job);

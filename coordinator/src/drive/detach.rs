@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::SourceCommand;
 use steep_protocol::message::api::{AbsentSource, ApiReply, DetachPlan, DetachSpec, DetachedFrom};
 use steep_protocol::message::facts::SEQUENCE_NOT_TAKEN_OVER;
-use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::handover::SlotOwner;
+use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
 use super::log::Note;
@@ -18,9 +19,10 @@ use super::query::Purpose;
 use super::requests::unreadable;
 use super::sweep::swept_id;
 use super::{Answer, Driver, Ticket};
+use crate::job::copy_progress::CopyProgress;
 use crate::job::machine::JobEvent;
 use crate::job::time::after;
-use crate::job::{Job, Stage, Why};
+use crate::job::{COMMANDS_PER_JOB, Closed, Job, Stage, Why};
 use crate::registry::Agent;
 use crate::store::{LeftBehind, Store, Write};
 
@@ -228,8 +230,11 @@ impl<S: Store> Driver<S> {
             }
             Standing::Ending(id) => (id, true),
             Standing::Follows(job) => {
-                self.revive_last(node, now).map_err(unreadable)?;
-                (job.id, false)
+                let id = job.id;
+                if self.revive_last(node, now).map_err(unreadable)?.is_none() {
+                    self.take_over(*job, operator, now);
+                }
+                (id, false)
             }
         };
         let alone = self.nodes[node]
@@ -242,6 +247,43 @@ impl<S: Store> Driver<S> {
             self.advance(id, JobEvent::GiveUp, now);
         }
         Ok(Some(id))
+    }
+
+    /// The job of a replica that was adopted, as far as it is known by what the node follows. `None` where that was
+    /// prepared for a backup.
+    fn job_of_replica(&self, node: &NodeId) -> Option<Job> {
+        let record = self.nodes.get(node)?;
+        let (source, replication) = (record.source.clone()?, record.replication()?);
+        let (id, shared) = match &record.slot {
+            None => (replication, None),
+            Some(slot) => match SlotOwner::of(slot.as_str())? {
+                SlotOwner::Made(snapshot, job) => (job, Some(snapshot)),
+                SlotOwner::Job(_) | SlotOwner::Template(_) => return None,
+            },
+        };
+        let spec = JobSpec::new(source, node.clone());
+        let mut job = Job::new(id, spec, "", 0, self.clock.now());
+        job.shared = shared;
+        job.stage = Stage::Closed(Closed::Synchronized);
+        Some(job)
+    }
+
+    /// From here on, that job is known.
+    fn take_over(&mut self, mut job: Job, operator: &str, now: Timestamp) {
+        job.first_command = self.take_commands(COMMANDS_PER_JOB);
+        operator.clone_into(&mut job.operator);
+        let replication = job.replication();
+        if let Some(record) = self.nodes.get_mut(&job.spec.target) {
+            record.job = Some(job.id);
+            record.replicates_by(&replication);
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
+        }
+        self.out.writes.push(Write::Job(Box::new(job.clone())));
+        let (id, ends) = (job.id, [job.spec.source.clone(), job.spec.target.clone()]);
+        self.adopt(job, CopyProgress::default(), now);
+        for node in ends {
+            self.note_presence(id, &node, now);
+        }
     }
 
     /// What the node is to a detach, if it can be detached.
@@ -292,7 +334,8 @@ impl<S: Store> Driver<S> {
             Some(job) => self.store.job(job).map_err(unreadable)?,
             None => None,
         };
-        let Some(stored) = stored else {
+        let stored = stored.map(|stored| stored.job);
+        let Some(job) = stored.or_else(|| self.job_of_replica(node)) else {
             let text = "this coordinator does not remember the job that made it";
             let hint = format!(
                 "steep-repl init cancel --node {node} --keep-data --force-cleanup ends its replication and \
@@ -305,10 +348,10 @@ impl<S: Store> Driver<S> {
                         If the host is gone, use steep-repl nodes remove";
             Fault::new(FaultKind::Unreachable, why).on(node).hint(hint)
         })?;
-        let source = &stored.job.spec.source;
+        let source = &job.spec.source;
         match (self.reachable(source), absent) {
             (Ok(()), _) | (Err(_), AbsentSource::LeaveBehind) => {
-                Ok(Standing::Follows(Box::new(stored.job)))
+                Ok(Standing::Follows(Box::new(job)))
             }
             (Err(why), AbsentSource::Refuse) => {
                 let hint = format!(

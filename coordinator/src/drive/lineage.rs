@@ -141,14 +141,15 @@ impl<S: Store> Driver<S> {
         let Some(lineage) = record.lineage.as_deref().cloned() else {
             return;
         };
+        // One that was catching up has its subscription, too.
+        let forgotten = |job: &&JobId| self.is_forgotten(**job, node);
+        if let Some(job) = lineage.jobs.iter().find(forgotten) {
+            return self.take_up(node, *job, now);
+        }
         let Some((subscription, replication)) = own_subscription(&lineage) else {
-            let forgotten = |job: &&JobId| self.is_forgotten(**job, node);
-            if let Some(job) = lineage.jobs.iter().find(forgotten) {
-                self.take_up(node, *job, now);
-            }
             return;
         };
-        if failed || !self.is_forgotten(replication, node) {
+        if failed || !lineage.jobs.is_empty() || !self.is_forgotten(replication, node) {
             return;
         }
         let mirrored = lineage.mirrored.as_ref();
@@ -157,11 +158,7 @@ impl<S: Store> Driver<S> {
             said.filter(|source| self.nodes.contains_key(source))
         });
         if let Some(source) = source {
-            if lineage.jobs.is_empty() {
-                self.adopt_replica(node, &source, replication, mirrored, now);
-            } else {
-                self.found_unfinished(node, replication, "", now);
-            }
+            self.adopt_replica(node, &source, replication, mirrored, now);
         }
     }
 

@@ -54,15 +54,19 @@ pub(super) struct Plan {
 }
 
 impl<S: Store> Driver<S> {
-    /// Whether a known job or another synchronized node uses that replication.
-    fn is_used(&self, replication: JobId, node: &NodeId) -> bool {
-        let jobs = self.jobs.values().map(|live| &live.job);
-        let mut named = jobs.flat_map(Job::named);
-        named.any(|id| id == replication)
+    /// Whether a known job or another synchronized node uses that replication. Those made from one snapshot share its
+    /// name, and each has a slot of its own.
+    fn is_used(&self, replication: &Replication, node: &NodeId) -> bool {
+        let owner = SlotOwner::of(replication.slot.as_str()).and_then(SlotOwner::job);
+        let mut jobs = self.jobs.values().map(|live| &live.job);
+        let uses = |job: &Job| job.named().any(|id| id == replication.id);
+        let same_slot = |record: &NodeRecord| record.slot.as_ref() == Some(&replication.slot);
+        jobs.any(|job| uses(job) && owner.is_none_or(|owner| owner == job.id))
             || self.nodes.values().any(|record| {
                 record.id != *node
-                    && record.replication() == Some(replication)
+                    && record.replication() == Some(replication.id)
                     && record.state == NodeState::Synchronized
+                    && (owner.is_none() || same_slot(record))
             })
     }
 
@@ -80,7 +84,7 @@ impl<S: Store> Driver<S> {
         {
             replications.push(Replication::of(own));
         }
-        replications.retain(|replication| !self.is_used(replication.id, node));
+        replications.retain(|replication| !self.is_used(replication, node));
         for replication in &replications {
             let here =
                 is_here(&lineage, replication.id) && !self.just_swept(replication.id, node, now);
@@ -112,7 +116,7 @@ impl<S: Store> Driver<S> {
             let Some(job) = ReplicationNames::parse(slot) else {
                 continue;
             };
-            if !self.is_used(job, node) && !self.just_swept(job, node, now) {
+            if !self.is_used(&Replication::of(job), node) && !self.just_swept(job, node, now) {
                 self.plan_own_slot(node, job, &mut plan);
             }
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use steep_protocol::message::agent::{AgentMessage, OpenSource};
-use steep_protocol::message::lineage::Lineage;
+use steep_protocol::message::lineage::{ChangeOrigin, Lineage, SubscriptionSeen, Tool};
 use steep_protocol::{Fault, FaultKind, NodeState, Retry};
 
 use super::world::*;
@@ -98,7 +98,14 @@ fn a_job_with_all_rows_goes_on_without_its_snapshot_and_knows_what_it_copied() {
     ];
     for at in steps {
         let directory = super::directory();
-        let (mut world, job, lineage) = lost_at(directory.path(), at);
+        let (mut world, job, mut lineage) = lost_at(directory.path(), at);
+        // One that was catching up has it.
+        lineage.subscriptions.push(SubscriptionSeen {
+            name: format!("steep_repl_{job}"),
+            tool: Tool::PostgreSql,
+            slot: Some(format!("steep_repl_{job}")),
+            origin: ChangeOrigin::Any,
+        });
         world.agent("a").snapshots.clear();
         world.agent("a").admitted.clear();
         world.join("a");

@@ -7,10 +7,10 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
 use steep_protocol::message::job::ReplicationNames;
-use steep_protocol::message::lineage::Lineage;
+use steep_protocol::message::lineage::{ChangeOrigin, Lineage, SubscriptionSeen, Tool};
 use steep_protocol::{ByteCount, JobId, Lsn};
 
-use super::postgres::{Note, Server};
+use super::postgres::{Note, Server, Subscription};
 use super::stored::timestamp;
 use super::world::{Cluster, Node};
 
@@ -88,7 +88,15 @@ impl Cluster {
 fn lineage(server: &Server) -> Lineage {
     let mut records = server.records.values();
     let note = records.next().and_then(|record| record.note.clone());
+    let subscriptions = server.subscriptions.iter();
+    let seen = |(name, subscription): (&String, &Subscription)| SubscriptionSeen {
+        name: name.clone(),
+        tool: Tool::PostgreSql,
+        slot: Some(subscription.slot.clone()),
+        origin: ChangeOrigin::Any,
+    };
     Lineage {
+        subscriptions: subscriptions.map(seen).collect(),
         jobs: server.records.keys().copied().collect(),
         note: note.filter(|_| records.next().is_none()),
         ..Lineage::default()
