@@ -170,7 +170,7 @@ impl Follower<'_> {
                 let mut end = reconstructed(view, self.last.get(node), self.job_of(node));
                 if unknown {
                     let message = "the coordinator does not know the job any more";
-                    let hint = format!("its store may be lost: see `steep-repl nodes {node}`");
+                    let hint = format!("its store may be lost: see `steep-repl status {node}`");
                     let fault = Fault::new(FaultKind::Failed, message).hint(hint);
                     end.fault = Some(fault.on(node));
                 }

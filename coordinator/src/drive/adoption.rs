@@ -116,7 +116,9 @@ impl<S: Store> Driver<S> {
 
     fn adopt_job(&mut self, note: JobNote, now: Timestamp) {
         let first = self.take_commands(COMMANDS_PER_JOB);
-        let job = note.into_job(first);
+        let mut job = note.into_job(first);
+        // It may have failed for want of time, and been kept for a resume.
+        job.began_at = now;
         let (target, source) = (&job.spec.target, &job.spec.source);
         let has = match job.recalled {
             None => format!("{target} has its note and {source} its snapshot"),

@@ -6,7 +6,9 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::api::{Afterwards, ApiReply, Order};
 use steep_protocol::message::handover::SlotOwner;
 use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::lineage::Lineage;
+use steep_protocol::message::lineage::{
+    ChangeOrigin, Lineage, MirroredNode, SubscriptionSeen, Tool,
+};
 use steep_protocol::{NodeState, SnapshotId};
 
 use super::world::*;
@@ -56,6 +58,57 @@ fn cancelled(world: &mut World) -> String {
     let mut events = world.events("a").into_iter();
     let found = events.rfind(|event| event.event == "init.cancelled");
     found.unwrap().message
+}
+
+#[test]
+fn what_one_target_of_a_snapshot_left_is_removed_while_another_follows_by_the_same_name() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let (b, c) = [JobId(7), JobId(8)]
+        .map(|job| SlotOwner::Made(SnapshotId(5), job))
+        .into();
+    world.say("a", slots(&[b, c]));
+    let follows = |owner: SlotOwner, jobs: Vec<JobId>, state| {
+        let replication = owner.replication();
+        AgentMessage::Lineage(Box::new(Lineage {
+            subscriptions: vec![SubscriptionSeen {
+                name: replication.name().to_string(),
+                tool: Tool::PostgreSql,
+                slot: Some(replication.slot.to_string()),
+                origin: ChangeOrigin::Any,
+            }],
+            jobs,
+            mirrored: Some(MirroredNode {
+                state,
+                source: Some(node("a")),
+                job: owner.job(),
+                error: None,
+            }),
+            ..Lineage::default()
+        }))
+    };
+    world.say("c", follows(c, Vec::new(), NodeState::Synchronized));
+    world.say("b", follows(b, vec![JobId(7)], NodeState::CatchingUp));
+    world.driver.nodes.get_mut(&node("c")).unwrap().state = NodeState::Synchronized;
+    assert_eq!(world.state("b"), NodeState::Failed);
+    let order = give_up(Afterwards::Keep, CancelledData::Keep);
+    let _waiting = world.ask_later(order);
+    world.run_on();
+    let told = &world.agent("b").history;
+    let removed = told.iter().filter(|(_, command)| is_cleanup(command));
+    assert_eq!(
+        removed.count(),
+        2,
+        "the subscription, and the job's own records: {told:?}"
+    );
+    assert_eq!(world.state("c"), NodeState::Synchronized);
+    assert!(
+        world
+            .agent("c")
+            .history
+            .iter()
+            .all(|(_, command)| !is_cleanup(command))
+    );
 }
 
 #[test]
