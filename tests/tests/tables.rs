@@ -225,9 +225,10 @@ fn a_cancel_in_mid_copy_and_one_while_it_joins_leave_the_node_as_it_was() -> Res
     cluster.cli(&cancel)?.expect(0)?;
     is_as_before(&cluster)?;
 
+    adding_slowly(&cluster)?;
     let open = format!("BEGIN; UPDATE {} SET body = body WHERE id = 5", LATER.0);
     let writer = Session::sleeping(&source, "writer", &open)?;
-    tables(&cluster, "add", &[LATER.1, "--detach"])?.expect(0)?;
+    cluster.cli(&["init", "adjust", "--node", "node_b", "--max-rate", "none"])?;
     joins_in_vain(&cluster)?;
     cluster.cli(&cancel)?.expect(0)?;
     drop(writer);

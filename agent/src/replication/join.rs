@@ -4,8 +4,7 @@
 //! one that goes on in the same way as two epochs of a job ([`fold`](super::fold)), which then stands still for a
 //! moment. So that nothing keeps it from starting again, its creation is tried before it stops.
 
-use steep_protocol::message::agent::ChangedTables;
-use steep_protocol::message::tables::Followed;
+use steep_protocol::message::tables::{ChangedTables, Followed};
 use steep_protocol::{Fault, FaultKind, Identifier, Retry, TableName};
 
 use super::fold::{busy, start_again, stop, stopped_name};

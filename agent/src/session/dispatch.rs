@@ -34,7 +34,7 @@ use crate::peer::conversation::Remote;
 use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
-use crate::replication::join::{self, Leaving};
+use crate::replication::join::Leaving;
 use crate::replication::{fence, fold, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
@@ -180,7 +180,7 @@ impl Agent {
                 target,
                 filter,
                 followed,
-            } => self.jobs.admit_change(job, target, filter, followed),
+            } => self.jobs.admit_change(job, target, filter, *followed),
             SourceCommand::Open(request) => return self.open(task, request).await,
             SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.released(job) {
@@ -333,16 +333,8 @@ impl Agent {
                 let folded = fold::fold(task, &link, origin, &earlier).await;
                 folded.map(|()| Outcome::Done)
             }
-            TargetCommand::Join(changed) => {
-                let link = self.source_agent(changed.source, job);
-                let joined = join::join(task, &link, &changed.followed).await;
-                joined.map(|()| Outcome::Done)
-            }
-            TargetCommand::Leave(changed) => {
-                let link = self.source_agent(changed.source.clone(), job);
-                let left = join::leave(task, &link, &changed, Leaving::Ordered).await;
-                left.map(|()| Outcome::Done)
-            }
+            TargetCommand::Join(changed) => self.join(task, &changed).await,
+            TargetCommand::Leave(changed) => self.leave(task, &changed, Leaving::Ordered).await,
             TargetCommand::AwaitNativeCopy => {
                 let copied = target::await_native_copy(task).await;
                 copied.map(|()| Outcome::Done)
@@ -368,16 +360,9 @@ impl Agent {
                 sequences,
                 joined,
             } => {
-                self.reports.forget(job);
-                self.kept.forget(job);
-                self.carried.forget(job);
-                if let Some(changed) = joined {
-                    let link = self.source_agent(changed.source.clone(), job);
-                    join::leave(task, &link, &changed, Leaving::Undone).await?;
-                }
-                let link = sequences.map(|source| self.source_agent(source, job));
-                let cleaned = target::cleanup(task, data, &earlier, link.as_ref());
-                Box::pin(cleaned).await.map(Outcome::Warned)
+                let what = (data, &earlier[..]);
+                let cleaned = self.clean_up(task, what, sequences, joined.as_deref());
+                Box::pin(cleaned).await
             }
             TargetCommand::RaiseSequences { source } => {
                 let link = self.source_agent(source, job);

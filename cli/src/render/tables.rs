@@ -113,7 +113,7 @@ mod tests {
                 table("new\u{202e}est", 8_192, Carried::NotFollowed),
                 table("orders", 1_500_000_000, Carried::Followed),
             ],
-            followed: 2,
+            followed: 1,
             not_followed: 1,
         }
     }

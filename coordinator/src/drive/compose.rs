@@ -4,12 +4,12 @@
 //! names only the missing parts.
 
 use steep_protocol::message::agent::{
-    ChangedTables, Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget,
-    RowsAs, RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
+    RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::message::tables::Followed;
+use steep_protocol::message::tables::{ChangedTables, Followed};
 use steep_protocol::{Lsn, NodeId, PartNo, limits};
 
 use super::{Driver, Live};
@@ -41,17 +41,7 @@ impl<S: Store> Driver<S> {
                     Some(_) => SlotOrigin::Prepared,
                 },
             }),
-            Work::Regrant if reads(job) && self.archive(job).is_some() => {
-                self.open_command(job, parallel)
-            }
-            Work::Regrant => match &job.change {
-                Some(change) => Command::from(SourceCommand::AdmitChange {
-                    target: target(),
-                    filter: filter(),
-                    followed: change.followed.clone(),
-                }),
-                None => admit(spec),
-            },
+            Work::Regrant => self.regrant(job, parallel),
             Work::GatherTarget => Command::from(TargetCommand::Gather {
                 source: source(),
                 filter: filter(),
@@ -135,6 +125,20 @@ impl<S: Store> Driver<S> {
         (command, parallel)
     }
 
+    /// Lets the target ask the source about its job again.
+    fn regrant(&self, job: &Job, parallel: u8) -> Command {
+        let spec = &job.spec;
+        match &job.change {
+            _ if reads(job) && self.archive(job).is_some() => self.open_command(job, parallel),
+            Some(change) => Command::from(SourceCommand::AdmitChange {
+                target: spec.target.clone(),
+                filter: spec.filter.clone(),
+                followed: Box::new(change.followed.clone()),
+            }),
+            None => admit(spec),
+        }
+    }
+
     fn clean_target(&self, job: &Job, data: CancelledData) -> TargetCommand {
         let source = &job.spec.source;
         // Without its agent nobody can be asked.
@@ -148,9 +152,9 @@ impl<S: Store> Driver<S> {
     }
 
     /// The tables that join or leave what the node follows by.
-    fn changed_tables(&self, job: &Job) -> ChangedTables {
+    fn changed_tables(&self, job: &Job) -> Box<ChangedTables> {
         let change = job.change.as_ref();
-        ChangedTables {
+        Box::new(ChangedTables {
             source: self.peer(&job.spec.source),
             followed: change.map_or_else(
                 || Followed {
@@ -162,7 +166,7 @@ impl<S: Store> Driver<S> {
                 |change| change.followed.clone(),
             ),
             tables: change.map_or_else(Vec::new, |change| change.tables.clone()),
-        }
+        })
     }
 
     fn open_command(&self, job: &Job, parallel: u8) -> Command {
@@ -191,7 +195,10 @@ impl<S: Store> Driver<S> {
             rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
             only_at: job.adopted.map(|plan| plan.lsn),
-            followed: job.change.as_ref().map(|change| change.followed.clone()),
+            followed: job
+                .change
+                .as_ref()
+                .map(|change| Box::new(change.followed.clone())),
         }))
     }
 

@@ -11,6 +11,7 @@ pub mod agent;
 pub mod api;
 pub mod facts;
 pub mod feature;
+mod filter;
 pub mod handover;
 pub mod identity;
 pub mod job;

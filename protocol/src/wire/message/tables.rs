@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::agent::PeerAddress;
 use super::handover::Replication;
 use super::job::{ExistingRows, SchemaMode, TableFilter};
 use super::lineage::ChangeOrigin;
@@ -21,6 +22,17 @@ pub struct Followed {
     pub origin: ChangeOrigin,
     /// Tables that entered it later and are known to be complete.
     pub complete: Vec<TableName>,
+}
+
+/// Tables that join or leave the replication of a node that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedTables {
+    /// The source's agent.
+    pub source: PeerAddress,
+    /// The replication that goes on.
+    pub followed: Followed,
+    /// The tables.
+    pub tables: Vec<TableName>,
 }
 
 /// Arguments of an order to change the tables of a node that follows.

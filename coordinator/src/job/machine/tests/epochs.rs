@@ -2,6 +2,7 @@
 
 use super::*;
 use steep_protocol::SnapshotId;
+use steep_protocol::message::handover::Replication;
 
 use crate::job::Spooling;
 use crate::job::retry::RESTARTS_MAX;

@@ -9,6 +9,7 @@ mod forward;
 mod histories;
 mod keeping;
 mod retrying;
+mod samples;
 mod terms;
 
 use std::collections::HashMap;
@@ -16,16 +17,11 @@ use std::collections::HashMap;
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::{Severity, SourceFacts};
-use steep_protocol::message::handover::{Replication, SchemaCheck, SlotFacts, SlotName, Used};
-use steep_protocol::message::job::{CancelledData, Compression, Method, TableFilter};
-use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::message::tables::Followed;
-use steep_protocol::{
-    ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount, SnapshotId, Sum, TableName,
-};
+use steep_protocol::message::handover::{SlotFacts, Used};
+use steep_protocol::message::job::{CancelledData, Compression, Method};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
 
-use super::super::change::Changing;
-use super::super::handover::{Handover, Reader, StoredRows};
+use self::samples::{changing, handover, stored};
 use super::super::state::transition;
 use super::super::{Complete, Shown};
 use super::*;
@@ -418,44 +414,6 @@ fn success(method: Method) -> Finish {
         _ if method.changes_tables() => Finish::Changed,
         true => Finish::Synchronized,
         false => Finish::Loaded,
-    }
-}
-
-fn stored() -> StoredRows {
-    StoredRows {
-        snapshot: SnapshotId(9),
-        reader: Reader::Source,
-        location: "/backup".to_owned(),
-        manifest: Sum([1; 32]),
-        lsn: Lsn(5),
-        verify: true,
-        encryption: None,
-        made: None,
-        instead_of: None,
-    }
-}
-
-/// What a job changes of a node that follows.
-fn changing() -> Changing {
-    let table = TableName::new("app", "later").unwrap();
-    let followed = Followed {
-        replication: Replication::of(JobId(3)),
-        filter: TableFilter::default(),
-        origin: ChangeOrigin::Any,
-        complete: Vec::new(),
-    };
-    Changing::new(JobId(3), followed, vec![table])
-}
-
-/// The handover of a job that starts from a backup.
-fn handover() -> Handover {
-    Handover {
-        replication: Replication {
-            id: JobId(9),
-            slot: SlotName::parse("backup").unwrap(),
-        },
-        lsn: Lsn(5),
-        schema: SchemaCheck::Compared,
     }
 }
 

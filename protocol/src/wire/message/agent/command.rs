@@ -12,7 +12,7 @@ use super::super::repair::RepairRows;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
 use super::super::switchover::SwitchoverCommand;
-use super::super::tables::Followed;
+use super::super::tables::{ChangedTables, Followed};
 use super::super::verify::{RowAccess, VerifyTables};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
@@ -147,7 +147,7 @@ pub enum SourceCommand {
         /// The tables that join or leave.
         filter: TableFilter,
         /// What the target follows by.
-        followed: Followed,
+        followed: Box<Followed>,
     },
 }
 
@@ -230,7 +230,7 @@ pub enum TargetCommand {
         /// The source's agent, if the sequences are to be set to the source's once the subscription is gone.
         sequences: Option<PeerAddress>,
         /// Tables that may have joined the replication that goes on without them.
-        joined: Option<ChangedTables>,
+        joined: Option<Box<ChangedTables>>,
     },
     /// Compare with the source, which must have received [`SourceCommand::Admit`] for the same job.
     Compare {
@@ -252,9 +252,9 @@ pub enum TargetCommand {
     Verify(Box<VerifyTables>),
     /// Let the subscription that the node follows by carry the tables of the job's own, which is then dropped. Both have
     /// caught up.
-    Join(ChangedTables),
+    Join(Box<ChangedTables>),
     /// Take tables out of the replication that the node follows by. Their rows stay.
-    Leave(ChangedTables),
+    Leave(Box<ChangedTables>),
     /// Write what a page of a plan says, by the rows of the source, which must have received
     /// [`SourceCommand::AdmitVerify`] for the same job.
     Repair(Box<RepairRows>),
@@ -330,18 +330,7 @@ pub struct OpenSource {
     /// [`FaultKind::SourceChanged`](crate::FaultKind::SourceChanged) and opens nothing.
     pub only_at: Option<Lsn>,
     /// The replication that the tables join later.
-    pub followed: Option<Followed>,
-}
-
-/// Tables that join or leave the replication of a node that follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedTables {
-    /// The source's agent.
-    pub source: PeerAddress,
-    /// The replication that goes on.
-    pub followed: Followed,
-    /// The tables.
-    pub tables: Vec<TableName>,
+    pub followed: Option<Box<Followed>>,
 }
 
 /// How a snapshot's rows are read.
@@ -469,39 +458,6 @@ pub enum Comparison {
     Schemas,
     /// What that job's replication carries. Nothing is stored.
     Replicated(JobId),
-}
-
-impl Command {
-    /// The source's agent, if the command needs it.
-    #[must_use]
-    pub fn peer(&self) -> Option<&PeerAddress> {
-        let Self::Target(command) = self else {
-            return None;
-        };
-        match command {
-            TargetCommand::Gather { source, .. }
-            | TargetCommand::Prepare(PrepareTarget { source, .. })
-            | TargetCommand::Copy(CopyParts { source, .. })
-            | TargetCommand::Subscribe { source, .. }
-            | TargetCommand::Fold { source, .. }
-            | TargetCommand::Finish { source, .. }
-            | TargetCommand::Compare { source, .. }
-            | TargetCommand::RaiseSequences { source } => Some(source),
-            TargetCommand::Cleanup {
-                sequences, joined, ..
-            } => sequences.as_ref().or(joined.as_ref().map(|j| &j.source)),
-            TargetCommand::Verify(request) => Some(&request.source),
-            TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
-            TargetCommand::Repair(request) => Some(&request.source),
-            TargetCommand::Open { .. }
-            | TargetCommand::BuildIndexes { .. }
-            | TargetCommand::BuildConstraints { .. }
-            | TargetCommand::AwaitNativeCopy
-            | TargetCommand::Prove
-            | TargetCommand::Release
-            | TargetCommand::RebuildMissing => None,
-        }
-    }
 }
 
 /// What [`SourceCommand::Open`] creates.

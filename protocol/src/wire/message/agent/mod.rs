@@ -4,6 +4,7 @@
 //! has an id and is idempotent: if it is sent again after a reconnect, the answer is its outcome so
 //! far. The agent keeps a finished command's outcome until [`CoordinatorMessage::Forget`].
 
+mod asked;
 mod command;
 mod membership;
 mod mirror;
@@ -15,9 +16,9 @@ mod progress;
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{
-    ChangedTables, Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, NodeCommand,
-    OpenSource, PeerAddress, PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts,
-    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, NodeCommand, OpenSource,
+    PeerAddress, PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts, SlotOrigin,
+    SourceCommand, SubscriptionStart, TargetCommand,
 };
 pub use self::membership::{
     AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,
