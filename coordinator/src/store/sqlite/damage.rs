@@ -185,8 +185,8 @@ fn a_newer_store_is_refused_and_stays_as_it_is() {
 fn an_older_store_has_no_mark_and_gets_one() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path()).unwrap();
-    let older =
-        "PRAGMA application_id = 0; PRAGMA user_version = 5; DROP TABLE forgotten_snapshots";
+    let older = "PRAGMA application_id = 0; PRAGMA user_version = 5; DROP TABLE forgotten_snapshots; \
+         DROP TABLE switchovers";
     store.connection.execute_batch(older).unwrap();
     drop(store);
     let store = SqliteStore::open(directory.path()).unwrap();
