@@ -67,9 +67,10 @@ fn ready() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Whether new sessions of applications can write.
+/// Whether new sessions of applications can write. One that began while they could not is ended when they can.
 fn writable(database: &Database) -> Result<bool> {
-    Ok(database.sql("SHOW default_transaction_read_only")? == "off")
+    let shown = || database.sql("SHOW default_transaction_read_only");
+    Ok(shown().or_else(|_| shown())? == "off")
 }
 
 fn both(cluster: &Cluster) -> [Database; 2] {

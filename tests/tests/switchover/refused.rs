@@ -137,6 +137,16 @@ fn an_agent_without_superuser_rights_names_the_grants_that_it_lacks() -> Result<
         fixes.contains("GRANT pg_read_all_stats, pg_signal_backend TO \\\"keeper\\\""),
         "{fixes}"
     );
+    let plan = cluster
+        .cli(&switchover(&["--dry-run", "--reverse"]))?
+        .expect(1)?;
+    let fixes = plan.last_object()?["findings"].to_string();
+    for grant in [
+        "GRANT pg_create_subscription TO",
+        "pg_replication_origin_advance(text, pg_lsn)",
+    ] {
+        ensure!(fixes.contains(grant), "{grant}: {fixes}");
+    }
     for database in [&source, &target] {
         database.sql("GRANT pg_read_all_stats, pg_signal_backend TO keeper")?;
     }
