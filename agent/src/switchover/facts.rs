@@ -18,7 +18,11 @@ SELECT current_database()::text, current_user::text, coalesce(o.rolname::text, d
     pg_has_role(d.datdba, 'USAGE'), pg_has_role('pg_read_all_stats', 'USAGE'),
     pg_has_role('pg_signal_backend', 'USAGE'), pg_is_in_recovery(),
     current_setting('max_locks_per_transaction')::int8 * (current_setting('max_connections')::int8
-        + current_setting('max_prepared_transactions')::int8)
+        + current_setting('max_prepared_transactions')::int8),
+    EXISTS (SELECT FROM pg_roles p WHERE p.rolname IN ('pg_create_subscription', 'rds_superuser')
+        AND pg_has_role(p.oid, 'USAGE')),
+    has_function_privilege('pg_replication_origin_advance(text, pg_lsn)', 'EXECUTE')
+        AND has_function_privilege('pg_replication_origin_progress(text, boolean)', 'EXECUTE')
 FROM pg_database d LEFT JOIN pg_roles o ON o.oid = d.datdba, pg_roles r
 WHERE d.datname = current_database() AND r.rolname = current_user";
 
@@ -93,6 +97,8 @@ async fn look(task: &Task, session: &Session, needed: &Needed) -> Result<Switcho
         may_set_database: may(4)?,
         may_see_sessions: may(5)?,
         may_end_sessions: may(6)?,
+        may_subscribe: may(9)?,
+        may_advance_origin: may(10)?,
         standby: row.try_get(7)?,
         lock_room: count(&row, 8)?,
         prepared: listed(session, PREPARED, &[]).await?,

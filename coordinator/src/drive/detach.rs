@@ -365,7 +365,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Whether a node's agent and PostgreSQL can be reached, or why not.
-    fn reachable(&self, node: &NodeId) -> Result<(), String> {
+    pub(super) fn reachable(&self, node: &NodeId) -> Result<(), String> {
         match self.registry.get(node) {
             None => Err("its agent has no session".to_owned()),
             Some(agent) => match &agent.observed.postgres {

@@ -303,7 +303,36 @@ fn lacking(
 }
 
 fn way_back(spec: &SwitchoverSpec, old: &SwitchoverFacts, found: &mut Vec<Finding>) {
-    if spec.way_back == WayBack::Follow && !old.replica_triggers.is_empty() {
+    if spec.way_back == WayBack::None {
+        return;
+    }
+    let role = quoted(&old.role);
+    let origin = format!(
+        "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn), \
+         pg_replication_origin_progress(text, boolean) TO {role}"
+    );
+    let subscribe = format!("GRANT pg_create_subscription TO {role}");
+    for (may, what, fix) in [
+        (old.may_subscribe, "create subscriptions", subscribe),
+        (
+            old.may_advance_origin,
+            "advance replication origins",
+            origin,
+        ),
+    ] {
+        if !may {
+            found.push(error(
+                &spec.from,
+                Words {
+                    code: "may_not_follow",
+                    what: format!("{} may not {what}", old.role),
+                    why: "it follows the new node afterwards",
+                    fix,
+                },
+            ));
+        }
+    }
+    if !old.replica_triggers.is_empty() {
         found.push(error(&spec.from, Words {
             code: "replica_triggers",
             what: format!("triggers fire for applied changes: {}", names(&old.replica_triggers)),

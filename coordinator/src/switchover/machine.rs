@@ -1,7 +1,7 @@
 //! The next command of a switchover. Pure.
 //!
 //! Forward until the old node has decided; then nothing is undone, and what fails is tried until it succeeds. Before
-//! that, every fault, every lost operator and the end of its time leads to [`SwitchoverStep::ReopenOld`], which asks
+//! that, every fault, every lost operator and the end of its time leads to [`Step::ReopenOld`], which asks
 //! the old node what it has decided: it may have been the other way.
 
 use std::time::Duration;

@@ -23,13 +23,8 @@ fn whoever_dies_before_the_decision_the_old_node_takes_writes_again() -> Result<
             "busy",
             "BEGIN; INSERT INTO parted (at) VALUES ('2026-07-07')",
         )?;
-        let running = cluster.cli_spawn(&switchover(&[
-            "--terminate-after",
-            "20s",
-            "--max-stop",
-            "22s",
-        ]))?;
-        shown(&running, "stop_writes")?;
+        let limits = ["--terminate-after", "20s", "--max-stop", "22s"];
+        let running = begun(&cluster, &switchover(&limits), "stop_writes")?;
         wait::until_true("writes to be stopped", LIMIT, || Ok(!writable(&source)?))?;
         let began = Instant::now();
         match victim {
@@ -94,8 +89,7 @@ fn whoever_dies_after_the_decision_the_new_node_takes_writes() -> Result<()> {
         let mut cluster = ready()?;
         let [source, target] = both(&cluster);
         let applications = applications(&cluster)?;
-        let running = cluster.cli_spawn(&switchover(&[]))?;
-        shown(&running, "open")?;
+        let running = begun(&cluster, &switchover(&[]), "open")?;
         match victim {
             "command" => running.kill()?,
             "coordinator" => {

@@ -67,9 +67,10 @@ fn ready() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Whether new sessions of applications can write.
+/// Whether new sessions of applications can write. One that began while they could not is ended when they can.
 fn writable(database: &Database) -> Result<bool> {
-    Ok(database.sql("SHOW default_transaction_read_only")? == "off")
+    let shown = || database.sql("SHOW default_transaction_read_only");
+    Ok(shown().or_else(|_| shown())? == "off")
 }
 
 fn both(cluster: &Cluster) -> [Database; 2] {
@@ -112,13 +113,34 @@ fn step(cluster: &Cluster) -> Result<String> {
         .to_owned())
 }
 
-/// Waits until the command has shown that step.
-fn shown(running: &Running, step: &str) -> Result<()> {
+/// Begins one, and waits until it is at that step. On a busy machine a server may not answer at first; then nothing was
+/// changed.
+fn begun(cluster: &Cluster, arguments: &[&str], step: &str) -> Result<Running> {
     let said = format!("\"step\":\"{step}\"");
-    wait::until_true(&format!("the step {step}"), LIMIT, || {
-        let text = running.stdout_so_far()?;
-        Ok(text.replace(": ", ":").contains(&said))
+    wait::until(&format!("the step {step}"), LIMIT, || {
+        let mut running = cluster.cli_spawn(arguments)?;
+        loop {
+            let text = running.stdout_so_far()?.replace(": ", ":");
+            if text.contains(&said) {
+                return Ok(Some(running));
+            }
+            if !running.is_running()? {
+                let ended = running.finish(LIMIT)?;
+                ensure!(ended.code == 6, "{ended}");
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     })
+}
+
+/// Runs one to its end, as [`begun`].
+fn completed(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+    let ended = wait::until("servers to answer", LIMIT, || {
+        let ended = cluster.cli(arguments)?;
+        Ok((ended.code != 6).then_some(ended))
+    })?;
+    ended.expect(0)?.last_object()
 }
 
 #[test]
@@ -138,6 +160,9 @@ fn writes_move_under_load_and_nothing_acknowledged_is_lost() -> Result<()> {
 
     let applications = applications(&cluster)?;
     // A session that has begun before, and would not notice a setting.
+    wait::until_true("both servers to answer", LIMIT, || {
+        Ok(cluster.cli(&switchover(&["--dry-run"]))?.code == 0)
+    })?;
     let old = Session::start(&source, "old", "SELECT 1; SELECT pg_sleep(600)")?;
     let twice = [
         cluster.cli_spawn(&switchover(&["--terminate-after", "1s"]))?,
@@ -184,13 +209,13 @@ fn writes_move_under_load_and_nothing_acknowledged_is_lost() -> Result<()> {
     let status = cluster.cli(&["status", "node_a"])?.expect(0)?.text();
     ensure!(status.contains("ALTER DATABASE"), "{status}");
     let events = cluster.cli(&["events", "--json"])?.expect(0)?.objects();
-    let completed: Vec<_> = events
+    let ended: Vec<_> = events
         .iter()
         .filter(|e| e["event"] == "switchover.completed")
         .collect();
-    assert_eq!(completed.len(), 1);
-    ensure!(completed[0]["stopped_ms"].is_number(), "{}", completed[0]);
-    let again = cluster.cli(&switchover(&[]))?.expect(0)?.last_object()?;
+    assert_eq!(ended.len(), 1);
+    ensure!(ended[0]["stopped_ms"].is_number(), "{}", ended[0]);
+    let again = completed(&cluster, &switchover(&[]))?;
     assert_eq!(again["switchover_id"], view(&cluster)?["switchover_id"]);
     let wrong = cluster.cli(&back(&[]))?.expect(1)?;
     ensure!(wrong.text().contains("does not follow node_b"), "{wrong}");
@@ -202,10 +227,7 @@ fn with_a_way_back_writes_move_there_and_back_and_nothing_is_lost() -> Result<()
     let cluster = ready()?;
     let [source, target] = both(&cluster);
     let applications = applications(&cluster)?;
-    let there = cluster
-        .cli(&switchover(&["--reverse", "--verify"]))?
-        .expect(0)?
-        .last_object()?;
+    let there = completed(&cluster, &switchover(&["--reverse", "--verify"]))?;
     assert_eq!(there["event"], "switchover.completed", "{there}");
     assert_eq!(there["warnings"], Value::Array(Vec::new()), "{there}");
     assert_eq!(cluster.state("node_a")?, "synchronized");
@@ -221,10 +243,7 @@ fn with_a_way_back_writes_move_there_and_back_and_nothing_is_lost() -> Result<()
     let nodes = cluster.cli(&["nodes"])?.expect(0)?.text();
     ensure!(nodes.contains("replica of node_b"), "{nodes}");
 
-    let home = cluster
-        .cli(&back(&["--reverse"]))?
-        .expect(0)?
-        .last_object()?;
+    let home = completed(&cluster, &back(&["--reverse"]))?;
     assert_eq!(home["writable"], "node_a", "{home}");
     written(&source, 30)?;
     ensure!(writable(&source)? && !writable(&target)?);

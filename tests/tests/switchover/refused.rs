@@ -13,8 +13,8 @@ fn a_writer_who_overrides_the_stop_ends_the_switchover_and_nobody_loses_a_row() 
         "busy",
         "BEGIN; INSERT INTO parted (at) VALUES ('2026-07-07')",
     )?;
-    let running = cluster.cli_spawn(&switchover(&["--terminate-after", "6s"]))?;
-    shown(&running, "stop_writes")?;
+    let limit = ["--terminate-after", "6s"];
+    let running = begun(&cluster, &switchover(&limit), "stop_writes")?;
     wait::until_true("writes to be stopped", LIMIT, || Ok(!writable(&source)?))?;
     // It began after the stop, so it is not ended, and writes all the same.
     let stubborn = Session::sleeping(
@@ -36,8 +36,8 @@ fn a_writer_who_overrides_the_stop_ends_the_switchover_and_nobody_loses_a_row() 
         "busy",
         "BEGIN; INSERT INTO parted (at) VALUES ('2026-07-07')",
     )?;
-    let running = cluster.cli_spawn(&switchover(&["--terminate-after", "6s"]))?;
-    shown(&running, "stop_writes")?;
+    let limit = ["--terminate-after", "6s"];
+    let running = begun(&cluster, &switchover(&limit), "stop_writes")?;
     wait::until_true("writes to be stopped", LIMIT, || Ok(!writable(&source)?))?;
     source.sql(override_it)?;
     running.finish(LIMIT)?.expect(0)?;
@@ -78,7 +78,7 @@ fn what_speaks_against_it_is_said_before_anything_changes() -> Result<()> {
     ensure!(refused.text().contains("nothing was changed"), "{refused}");
     source.sql("ALTER ROLE \"We\"\"ird\" RESET default_transaction_read_only")?;
     ensure!(writable(&source)? && writable(&target)?);
-    cluster.cli(&switchover(&["--force"]))?.expect(0)?;
+    completed(&cluster, &switchover(&["--force"]))?;
     ensure!(!writable(&source)? && writable(&target)?);
 
     for (arguments, code, said) in [
@@ -137,10 +137,20 @@ fn an_agent_without_superuser_rights_names_the_grants_that_it_lacks() -> Result<
         fixes.contains("GRANT pg_read_all_stats, pg_signal_backend TO \\\"keeper\\\""),
         "{fixes}"
     );
+    let plan = cluster
+        .cli(&switchover(&["--dry-run", "--reverse"]))?
+        .expect(1)?;
+    let fixes = plan.last_object()?["findings"].to_string();
+    for grant in [
+        "GRANT pg_create_subscription TO",
+        "pg_replication_origin_advance(text, pg_lsn)",
+    ] {
+        ensure!(fixes.contains(grant), "{grant}: {fixes}");
+    }
     for database in [&source, &target] {
         database.sql("GRANT pg_read_all_stats, pg_signal_backend TO keeper")?;
     }
-    cluster.cli(&switchover(&[]))?.expect(0)?;
+    completed(&cluster, &switchover(&[]))?;
     target.sql("SET ROLE keeper; INSERT INTO item DEFAULT VALUES")?;
     ensure!(!writable(&source)? && writable(&target)?);
     Ok(())

@@ -118,9 +118,8 @@ pub(super) enum Purpose {
     AwaitBeforeDetach(Box<Detaching>),
     /// Remove what a detached node has left on its source.
     RemoveLeft(NodeId, Box<LeftBehind>),
-    /// See what a switchover needs to know of the node that takes writes.
+    /// See what a switchover needs to know of the node that takes writes, then of the replica.
     LookAtOld(Box<Looking>),
-    /// The same of the replica; the other's facts are those given.
     LookAtNew(Box<Looking>, Box<SwitchoverFacts>),
 }
 
@@ -455,15 +454,30 @@ impl<S: Store> Driver<S> {
             (Purpose::RemoveLeft(node, left), Outcome::Done) => {
                 self.left_removed(&node, &left, now);
             }
-            (Purpose::LookAtOld(looking), Outcome::SwitchoverFacts(old)) => {
-                return Self::look_at_new(looking, old);
-            }
-            (Purpose::LookAtNew(looking, old), Outcome::SwitchoverFacts(new)) => {
-                self.looked_before_switchover(*looking, &old, &new, now);
+            (purpose, Outcome::SwitchoverFacts(facts)) => {
+                return self.looked_at_node(&course.on, purpose, facts, now);
             }
             (purpose, _) => {
                 self.query_failed(purpose, Fault::unexpected_answer(&course.on), now);
             }
+        }
+        None
+    }
+
+    /// A node was looked at before a switchover.
+    fn looked_at_node(
+        &mut self,
+        on: &NodeId,
+        purpose: Purpose,
+        facts: Box<SwitchoverFacts>,
+        now: Timestamp,
+    ) -> Next {
+        match purpose {
+            Purpose::LookAtOld(looking) => return Self::look_at_new(looking, facts),
+            Purpose::LookAtNew(looking, old) => {
+                self.looked_before_switchover(*looking, &old, &facts, now);
+            }
+            other => self.query_failed(other, Fault::unexpected_answer(on), now),
         }
         None
     }

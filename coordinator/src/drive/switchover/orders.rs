@@ -7,7 +7,7 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::switchover::{
     Needed, STOP_MAX, SwitchoverCommand, SwitchoverFacts, SwitchoverSpec, SwitchoverStep as Step,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeState};
+use steep_protocol::{Fault, FaultKind, JobId, NodeState, Retry};
 
 use super::Switching;
 use crate::drive::audit::AuditEntry;
@@ -144,6 +144,14 @@ impl<S: Store> Driver<S> {
         }
         self.check_query(from)?;
         self.check_query(to)?;
+        for node in [from, to] {
+            self.reachable(node).map_err(|why| {
+                Fault::new(FaultKind::Unreachable, why)
+                    .on(node)
+                    .hint("nothing was changed; try again when it answers: see steep-repl status")
+                    .retry(Retry::Backoff)
+            })?;
+        }
         if let Some(one) = self.switching(from).or_else(|| self.switching(to)) {
             return Err(busy(one));
         }

@@ -122,6 +122,10 @@ pub struct SwitchoverFacts {
     pub may_see_sessions: bool,
     /// Whether it may end others' sessions.
     pub may_end_sessions: bool,
+    /// Whether it may create subscriptions.
+    pub may_subscribe: bool,
+    /// Whether it may advance replication origins.
+    pub may_advance_origin: bool,
     /// Sessions of superusers, which only a superuser may end.
     pub superuser_sessions: u64,
     /// Whether the server is a standby.

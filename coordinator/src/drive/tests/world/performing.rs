@@ -47,6 +47,8 @@ impl World {
             may_set_database: true,
             may_see_sessions: true,
             may_end_sessions: true,
+            may_subscribe: true,
+            may_advance_origin: true,
             lock_room: 100,
             ..SwitchoverFacts::default()
         };
