@@ -385,6 +385,27 @@ fn a_plan_for_others_and_what_cannot_be_repaired_are_refused_by_name() -> Result
         "{written}"
     );
     repair(&cluster, &only)?.expect(0)?;
+    partly_replicated(&cluster, &source, &target)
+}
+
+/// Nothing is written where only some rows are replicated.
+fn partly_replicated(cluster: &Cluster, source: &Database, target: &Database) -> Result<()> {
+    if source.value::<u32>("SELECT current_setting('server_version_num')::int / 10000")? >= 15 {
+        let publication: String = source.value("SELECT pubname FROM pg_publication LIMIT 1")?;
+        source.sql(&format!(
+            "CREATE TABLE app.part (id integer PRIMARY KEY); INSERT INTO app.part VALUES (1), (2);
+             ALTER PUBLICATION {publication} ADD TABLE app.part WHERE (id > 1)"
+        ))?;
+        target.sql(&format!(
+            "CREATE TABLE app.part (id integer PRIMARY KEY); INSERT INTO app.part VALUES (2);
+             ALTER SUBSCRIPTION {publication} REFRESH PUBLICATION WITH (copy_data = false)"
+        ))?;
+        let part = repair(cluster, &["--tables", "app.part", "--yes"])?.expect(2)?;
+        ensure!(
+            part.stderr.contains("does not replicate app.part"),
+            "{part}"
+        );
+    }
     Ok(())
 }
 
