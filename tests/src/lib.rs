@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod collector;
 pub mod command;
 pub mod compare;
+pub mod damage;
 pub mod host_image;
 pub mod hostile;
 pub mod limits;

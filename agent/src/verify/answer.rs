@@ -25,6 +25,9 @@ use crate::task::Task;
 /// No statement holds `xmin` for longer.
 pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(60);
 
+/// Nor does one that reads several pages hold up who wants to alter the table: less is read then.
+const PAGES_LIMIT: Duration = Duration::from_secs(3);
+
 /// Levels of a sieve.
 const LEVELS_MAX: usize = 4;
 
@@ -33,6 +36,9 @@ const LEVELS_MAX: usize = 4;
 const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '60s'; \
     SET lock_timeout = '5s'; SET timezone = 'UTC'; SET xmlbinary = 'base64'; \
     SET max_parallel_workers_per_gather = 0; SET work_mem = '16MB'";
+
+/// After a statement with a limit of its own. An error undoes that limit too.
+const LIMIT_AS_EVER: &str = "SET statement_timeout = '60s'";
 
 /// Rows are read by page and by key, whatever the planner knows of a table.
 const BY_INDEX: &str =
@@ -109,7 +115,7 @@ impl Answerer {
             VerifyAsk::Sums { range, sieve, bits } => {
                 self.check(&sieve, bits)?;
                 let (leaf, reading) = self.leaf(range)?;
-                let sql = reading.sums(leaf, range.pages, &sieve, bits);
+                let sql = within(range, &reading.sums(leaf, range.pages, &sieve, bits));
                 self.read(&sql, sum)
                     .await
                     .map(|sums| sums.map_or(VerifyReply::TooMuch, VerifyReply::Sums))
@@ -117,7 +123,7 @@ impl Answerer {
             VerifyAsk::Rows { range, sieve } => {
                 self.check(&sieve, 0)?;
                 let (leaf, reading) = self.leaf(range)?;
-                let sql = reading.rows(leaf, range.pages, &sieve);
+                let sql = within(range, &reading.rows(leaf, range.pages, &sieve));
                 let rows = self.read(&sql, row).await?;
                 let fits = rows.filter(|rows| rows.len() <= VERIFY_ROWS_MAX);
                 Ok(fits.map_or(VerifyReply::TooMuch, VerifyReply::Rows))
@@ -407,6 +413,16 @@ impl Answerer {
             "the server is too busy: run steep-repl verify at another time, or with --parallel 1",
         )
     }
+}
+
+/// The statement that reads these pages, with its time limit. A single page must be read, however long it takes.
+fn within(range: HeapRange, sql: &str) -> String {
+    let single = range.pages.to == Some(range.pages.from.unwrap_or(0).saturating_add(1));
+    let limit = if single { STATEMENT_LIMIT } else { PAGES_LIMIT };
+    format!(
+        "SET statement_timeout = '{}s'; {sql}; {LIMIT_AS_EVER}",
+        limit.as_secs()
+    )
 }
 
 impl Ask for Answerer {

@@ -77,6 +77,18 @@ pub(super) async fn list(
             .to_owned(),
             texts(names),
         ),
+        // Before PostgreSQL 15, there is no such thing.
+        ListedTables::Filtered(_) if session.server_version() < 150_000 => return Ok(Vec::new()),
+        ListedTables::Filtered(names) => (
+            concat!(
+                "SELECT ",
+                root!("r.prrelid"),
+                " FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+                 WHERE (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AND p.pubname = ANY ($1)"
+            )
+            .to_owned(),
+            texts(names),
+        ),
         ListedTables::Subscribed(names) => (
             concat!(
                 "SELECT ",

@@ -82,6 +82,7 @@ pub(super) async fn compare<A: Dial, B: Dial>(
     let b = Pool::new(node.clone(), b, parallel, max_rate);
     let follows = subscriptions(&a, &b).await?;
     let mut sizes = list(&a, &b, &tables, &follows).await?;
+    let mut results = Results::default();
     if comparing == Comparing::Repair {
         if follows.is_empty() {
             return Err(not_followed(a.node(), b.node()));
@@ -90,7 +91,16 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         if let Some(own) = tables.iter().find(|name| !replicated.contains(name)) {
             return Err(not_replicated(a.node(), b.node(), own));
         }
+        let own: Vec<TableName> = sizes
+            .keys()
+            .filter(|n| !replicated.contains(n))
+            .cloned()
+            .collect();
         sizes.retain(|name, _| replicated.contains(name));
+        for name in own {
+            let why = not_replicated(a.node(), b.node(), &name);
+            results.unreadable(name, why);
+        }
     }
     let total = sizes.values().sum();
     let slots = follows
@@ -108,7 +118,6 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         room: Room::default(),
     };
     let names: Vec<TableName> = sizes.into_keys().collect();
-    let mut results = Results::default();
     let again = comparison.all(names, &mut results).await?;
     // Somebody had altered, locked or dropped them.
     let (again, lost): (Vec<_>, Vec<_>) = again.into_iter().partition(|(_, fault)| passes(fault));
@@ -340,20 +349,29 @@ async fn both_lists<A: Dial, B: Dial>(
     }
 }
 
-/// The tables that are replicated: only of them does a fence say that they are up to date.
+/// The tables that are replicated as a whole: of others, a fence does not say which rows the replica must have.
 pub(super) async fn replicated<A: Dial, B: Dial>(
     a: &Pool<A>,
     b: &Pool<B>,
     follows: &[SubscriptionFacts],
 ) -> Result<BTreeSet<TableName>, Fault> {
     let (published, subscribed) = both_lists(a, b, carried_by(follows)).await?;
-    let published: BTreeSet<TableName> = published.into_iter().map(|table| table.name).collect();
-    let subscribed = subscribed.into_iter().map(|table| table.name);
-    Ok(subscribed.filter(|name| published.contains(name)).collect())
+    let publications = follows.iter().flat_map(|s| s.publications.clone());
+    let filtered = ListedTables::Filtered(publications.collect());
+    let VerifyReply::Tables(filtered) = a.ask(VerifyAsk::List(filtered)).await? else {
+        return Err(a.unexpected());
+    };
+    let names = |tables: Vec<TableSize>| -> BTreeSet<TableName> {
+        tables.into_iter().map(|table| table.name).collect()
+    };
+    let (published, filtered) = (names(published), names(filtered));
+    let mut whole = names(subscribed);
+    whole.retain(|name| published.contains(name) && !filtered.contains(name));
+    Ok(whole)
 }
 
-/// Of a table whose rows are the replica's own.
+/// Of a table in which the replica may have rows of its own.
 pub(super) fn not_replicated(a: &NodeId, b: &NodeId, table: &TableName) -> Fault {
-    let text = format!("{b} does not replicate {table} from {a}: its rows are its own");
+    let text = format!("{b} does not replicate {table} as a whole from {a}: rows may be its own");
     Fault::new(FaultKind::BadRequest, text).on(b).at(table)
 }

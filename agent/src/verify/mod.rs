@@ -6,12 +6,12 @@
 //!
 //! In the order of a comparison: [`compare_rows`] lists the tables, [`table`] compares one: [`choice`] (pure)
 //! decides on columns and key, [`scan`] reads heap pages in short statements, [`digest`] (pure) compares
-//! sums, [`keyed`] and [`multiset`] narrow what differs to rows, [`settle`] looks at those again. [`pool`]
-//! has the sessions on both sides; [`answer`] is the side that asks PostgreSQL, with the statements of
+//! sums, [`keyed`] and [`multiset`] narrow what differs to rows, [`settle`] looks at those again, [`plan`] keeps them
+//! for a repair, which [`repair`] writes. [`pool`] has the sessions on both sides; [`answer`] is the side that asks PostgreSQL, with the statements of
 //! [`sql`] (pure) and the facts of [`catalog`].
 //!
-//! Invariants: one statement reads for at most [`answer::STATEMENT_LIMIT`] and is a transaction of its own,
-//! so no server's `xmin` is held for longer; memory does not grow with a table; no code of a database's
+//! Invariants: one statement reads for at most [`answer::STATEMENT_LIMIT`], several pages for some seconds, and is a
+//! transaction of its own, so no server's `xmin` and no lock is held for longer; memory does not grow with a table; no code of a database's
 //! users runs (no casts, no operators but those of indexes).
 
 mod answer;

@@ -26,9 +26,18 @@ impl Default for Room {
 impl Room {
     /// Whether the row fits; from then on it takes its place.
     fn take(&self, row: &PlannedRow) -> bool {
+        self.takes(1, row.size())
+    }
+
+    /// Whether the table's names fit, beside its rows.
+    pub(super) fn take_names(&self, table: &PlannedTable) -> bool {
+        self.takes(0, table.overhead())
+    }
+
+    fn takes(&self, rows_more: usize, bytes_more: usize) -> bool {
         let mut room = lock(&self.0);
         let (rows, bytes) = *room;
-        match (rows.checked_sub(1), bytes.checked_sub(row.size())) {
+        match (rows.checked_sub(rows_more), bytes.checked_sub(bytes_more)) {
             (Some(rows), Some(bytes)) => {
                 *room = (rows, bytes);
                 true

@@ -185,11 +185,13 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         report.changing = tally.changing;
         report.columns = most(tally.columns);
         if self.comparing == Comparing::Repair {
-            let planned = (!tally.planned.is_empty()).then_some(PlannedTable {
+            let planned = PlannedTable {
                 name: of.table,
                 shape: of.shape,
                 rows: tally.planned,
-            });
+            };
+            let fits = !planned.rows.is_empty() && self.room.take_names(&planned);
+            let planned = fits.then_some(planned);
             return Ok(Compared { report, planned });
         }
         report.examples = self.examples(&of, tally.examples).await?;

@@ -1,5 +1,4 @@
-//! What a target's agent does for each command, stage by stage. The semantics are those of
-//! `agent/src/{target,peer/fetch,replication}`.
+//! What a target's agent does for each command. The semantics are those of `agent/src/{target,peer/fetch,replication}`.
 
 use std::collections::BTreeMap;
 

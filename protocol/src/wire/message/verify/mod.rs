@@ -160,6 +160,8 @@ pub enum ListedTables {
     Published(Vec<Identifier>),
     /// Those that the subscriptions carry.
     Subscribed(Vec<Identifier>),
+    /// Those of which the publications carry only some rows or columns.
+    Filtered(Vec<Identifier>),
 }
 
 /// An answer of the conversation.

@@ -1,9 +1,11 @@
 //! Sizes, round trips, and what is never printed.
 
+use super::super::repair::{PlannedRow, PlannedTable, RepairPlan, RowChange};
 use super::*;
 use crate::wire::codec::{decode, encode};
 use crate::wire::limits::{
-    CONTROL_FRAME_MAX, VERIFY_EXAMPLES_ALL, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX,
+    CONTROL_FRAME_MAX, REPAIR_BYTES_MAX, REPAIR_ROWS_MAX, VERIFY_EXAMPLES_ALL, VERIFY_ROWS_MAX,
+    VERIFY_TABLES_MAX,
 };
 
 /// As long as a B-tree allows.
@@ -61,6 +63,37 @@ fn the_longest_report_fits_a_frame() {
     ];
     let bytes = encode(&report).unwrap();
     assert!(bytes.len() < CONTROL_FRAME_MAX, "{}", bytes.len());
+
+    // A plan takes the place of examples.
+    let row = PlannedRow {
+        key: RowKey(vec!["x".to_owned()]),
+        change: RowChange::Replace {
+            source: RowDigest(u128::MAX),
+            target: RowDigest(u128::MAX),
+        },
+        columns: Vec::new(),
+    };
+    let database = DatabaseId {
+        system: u64::MAX,
+        database: u32::MAX,
+    };
+    report.tables[0].examples.clear();
+    report.plan = Some(RepairPlan {
+        source: database,
+        target: database,
+        tables: vec![PlannedTable {
+            name: TableName::new(name.as_str(), name.as_str()).unwrap(),
+            shape: RowShape {
+                columns: Vec::new(),
+                key: Vec::new(),
+            },
+            rows: vec![row.clone(); REPAIR_ROWS_MAX.min(REPAIR_BYTES_MAX / row.size())],
+        }],
+    });
+    let bytes = encode(&report).unwrap();
+    let text = 2 * 1024 * 1024;
+    assert!(bytes.len() + text < CONTROL_FRAME_MAX, "{}", bytes.len());
+    assert!(encode(&row).unwrap().len() <= row.size());
 }
 
 #[test]
