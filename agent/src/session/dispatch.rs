@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use steep_archive::Keys;
 use steep_protocol::message::agent::{
-    Command, Comparison, CopyParts, NodeCommand, Outcome, PeerAddress, SequencesFrom, SlotOrigin,
-    SourceCommand, TargetCommand,
+    Command, Comparison, CopyParts, NodeCommand, Outcome, PeerAddress, SlotOrigin, SourceCommand,
+    TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
@@ -15,7 +15,7 @@ use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::message::verify::VerifyTables;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Phase};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -259,22 +259,6 @@ impl Agent {
         let (budget, kept) = (self.budget.clone(), &self.kept);
         copy(task, (link, rows), request, budget, kept).await?;
         Ok(Outcome::Done)
-    }
-
-    async fn finish(
-        &self,
-        task: &Task,
-        source: PeerAddress,
-        (parallel, sequences): (u8, SequencesFrom),
-    ) -> Result<Outcome, Fault> {
-        // The coordinator counts it to that phase.
-        let phase = match &sequences {
-            SequencesFrom::Source => Phase::CatchUp,
-            SequencesFrom::Stored | SequencesFrom::Carried(_) => Phase::Constraints,
-        };
-        let sequences = self.sequences(task.job, source, sequences).await?;
-        let (findings, missing) = target::finish(task, sequences, (parallel, phase)).await?;
-        Ok(Outcome::Finished { findings, missing })
     }
 
     async fn as_target(&self, task: &Task, command: TargetCommand) -> Result<Outcome, Fault> {

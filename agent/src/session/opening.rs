@@ -7,13 +7,14 @@ use std::sync::Arc;
 use steep_protocol::message::agent::{Export, OpenSource, Outcome, PeerAddress, SequencesFrom};
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
-use steep_protocol::{Fault, FaultKind, JobId, Lsn, NodeId, Retry, SnapshotId};
+use steep_protocol::{Fault, FaultKind, JobId, Lsn, NodeId, Phase, Retry, SnapshotId};
 
 use super::dispatch::Agent;
 use crate::replication::prepared;
 use crate::snapshot;
 use crate::snapshot::stored::Holder;
 use crate::stored;
+use crate::target;
 use crate::task::Task;
 
 impl Agent {
@@ -117,6 +118,23 @@ impl Agent {
         let holder = Holder::Shared(open);
         self.jobs.open(task.job, holder.clone());
         opened(&holder)
+    }
+
+    /// Sets sequences and statistics.
+    pub(super) async fn finish(
+        &self,
+        task: &Task,
+        source: PeerAddress,
+        (parallel, sequences): (u8, SequencesFrom),
+    ) -> Result<Outcome, Fault> {
+        // The coordinator counts it to that phase.
+        let phase = match &sequences {
+            SequencesFrom::Source => Phase::CatchUp,
+            SequencesFrom::Stored | SequencesFrom::Carried(_) => Phase::Constraints,
+        };
+        let sequences = self.sequences(task.job, source, sequences).await?;
+        let (findings, missing) = target::finish(task, sequences, (parallel, phase)).await?;
+        Ok(Outcome::Finished { findings, missing })
     }
 
     /// The positions that a target's sequences get.

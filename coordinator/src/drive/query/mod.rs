@@ -5,18 +5,18 @@
 //! restart. [`Driver::query_step`] decides what follows an outcome; the module that starts a query also
 //! handles its last outcome.
 
+mod compared;
 mod ends;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
-    Command, Comparison, CoordinatorMessage, Outcome, SourceCommand, TargetCommand,
+    Command, CoordinatorMessage, Outcome, SourceCommand, TargetCommand,
 };
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
-use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::message::switchover::SwitchoverFacts;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
@@ -24,7 +24,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, Snapshot
 use super::detach::Detaching;
 use super::doctor::Look;
 use super::repair::Repairing;
-use super::schema::{After, Pair, admit};
+use super::schema::{After, Pair};
 use super::stored_check::StoredLook;
 use super::sweep::Sweep;
 use super::switchover::Looking;
@@ -480,38 +480,5 @@ impl<S: Store> Driver<S> {
             other => self.query_failed(other, Fault::unexpected_answer(on), now),
         }
         None
-    }
-
-    /// The node's fingerprints are stored; those of its peer follow, if it has one.
-    fn captured(
-        &mut self,
-        course: &Course,
-        peer: Option<NodeId>,
-        (tables, ticket): (u64, Ticket),
-    ) -> Next {
-        let Some(peer) = peer else {
-            self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
-            return None;
-        };
-        let pair = Pair {
-            node: course.on.clone(),
-            peer,
-            filter: TableFilter::default(),
-        };
-        let after = After::Captured { tables, ticket };
-        let command = admit(&pair, &after);
-        Some((pair.peer.clone(), command, Purpose::Admit(pair, after)))
-    }
-
-    /// The command that compares the node with its peer.
-    fn compare(&self, pair: &Pair, after: &After) -> TargetCommand {
-        TargetCommand::Compare {
-            source: self.peer(&pair.peer),
-            filter: pair.filter.clone(),
-            what: match after.replicated() {
-                None => Comparison::Schemas,
-                Some(replication) => Comparison::Replicated(replication),
-            },
-        }
     }
 }

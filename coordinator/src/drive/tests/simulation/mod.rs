@@ -12,6 +12,7 @@ mod agent;
 mod dice;
 mod disk;
 mod faults;
+mod fold;
 mod judge;
 mod observe;
 mod postgres;

@@ -9,11 +9,10 @@ use super::super::job::{
 };
 use super::super::lineage::ChangeOrigin;
 use super::super::repair::RepairRows;
-use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
-use super::super::switchover::SwitchoverCommand;
 use super::super::tables::{ChangedTables, Followed};
 use super::super::verify::{RowAccess, VerifyTables};
+use super::node_command::NodeCommand;
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
 /// The name and address of a peer.
@@ -258,45 +257,6 @@ pub enum TargetCommand {
     /// Write what a page of a plan says, by the rows of the source, which must have received
     /// [`SourceCommand::AdmitVerify`] for the same job.
     Repair(Box<RepairRows>),
-}
-
-/// Commands to any agent about its own node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum NodeCommand {
-    /// Read the schema, or return the next page of a reading.
-    DescribeSchema {
-        /// The tables; only for the first page.
-        filter: TableFilter,
-        /// The page, unless the first.
-        cursor: Option<SchemaCursor>,
-    },
-    /// Store the current fingerprint of every table.
-    CaptureFingerprints,
-    /// Read the manifest of the stored snapshot at that place.
-    FindStored {
-        /// A path on this host, or a URL.
-        location: String,
-    },
-    /// See whether a stored snapshot can be loaded from that place: it is that one, this agent can read it and, if so
-    /// wished, all its files are there. Changes nothing.
-    CheckStored {
-        /// The place.
-        place: StoredPlace,
-    },
-    /// See whether a snapshot can be stored at that place.
-    CheckPlace {
-        /// A path on this host, or a URL.
-        location: String,
-    },
-    /// A step of a switchover, on either of its nodes.
-    Switchover(SwitchoverCommand),
-    /// List the tables that a replication from here carries, and those that its filter admits and it does not carry.
-    ListTables {
-        /// The replication's id.
-        replication: JobId,
-        /// Its filter.
-        filter: TableFilter,
-    },
 }
 
 /// Arguments of [`SourceCommand::Open`].

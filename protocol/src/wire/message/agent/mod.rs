@@ -8,6 +8,7 @@ mod asked;
 mod command;
 mod membership;
 mod mirror;
+mod node_command;
 mod observed;
 mod outcome;
 mod policy;
@@ -16,15 +17,16 @@ mod progress;
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{
-    Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, NodeCommand, OpenSource,
-    PeerAddress, PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts, SlotOrigin,
-    SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, CopyParts, EarlierEpoch, Export, IndexTiming, OpenSource, PeerAddress,
+    PrepareTarget, RowsAs, RowsFrom, SequencesFrom, SharedParts, SlotOrigin, SourceCommand,
+    SubscriptionStart, TargetCommand,
 };
 pub use self::membership::{
     AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,
     PublicationState, PublicationStatus, Published, RowsThere, Subscribed, SubscriptionWiring,
 };
 pub use self::mirror::{MirrorProgress, MirrorRow};
+pub use self::node_command::NodeCommand;
 pub use self::observed::{
     LockConflict, LockRole, Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus,
 };

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::super::switchover::{Closing, SwitchoverCommand};
-use super::command::{
-    Command, Comparison, NodeCommand, RowsFrom, SlotOrigin, SourceCommand, TargetCommand,
-};
+use super::command::{Command, Comparison, RowsFrom, SlotOrigin, SourceCommand, TargetCommand};
+use super::node_command::NodeCommand;
 
 /// How an agent handles a command, besides running it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
