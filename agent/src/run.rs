@@ -32,7 +32,7 @@ use crate::session::{
 };
 use crate::shutdown::Shutdown;
 use crate::stored::carried::Carried;
-use crate::switchover;
+use crate::switchover::Guard;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -105,11 +105,8 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     tasks.spawn(server.run(Arc::clone(&endpoint)));
     let store = Arc::clone(&agent.kept);
     tasks.spawn(Arc::clone(&store).run(halt.clone()));
-    let guard = switchover::Guard {
-        node: config.node.clone(),
-        conninfo: Arc::clone(&agent.conninfo),
-        steps: Arc::clone(&agent.switchover_steps),
-    };
+    let steps = Arc::clone(&agent.switchover_steps);
+    let guard = Guard::new(&config.node, &agent.conninfo, steps);
     tasks.spawn(guard.run(halt.clone()));
     let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {

@@ -272,11 +272,8 @@ impl Agent {
             }
             TargetCommand::Open { carried } => {
                 let text = "no snapshot was carried to it";
-                let none = || Fault::new(FaultKind::BadRequest, text);
-                let carried = self
-                    .carried(job, carried.as_ref())
-                    .await?
-                    .ok_or_else(none)?;
+                let carried = self.carried(job, carried.as_ref()).await?;
+                let carried = carried.ok_or_else(|| Fault::new(FaultKind::BadRequest, text))?;
                 opened(&Holder::Stored(carried))
             }
             TargetCommand::Prepare(request) => {

@@ -28,13 +28,21 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Watches the deadline.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    pub(crate) node: NodeId,
-    pub(crate) conninfo: Arc<Conninfo>,
+    node: NodeId,
+    conninfo: Arc<Conninfo>,
     /// Notified after each step.
-    pub(crate) steps: Arc<Notify>,
+    steps: Arc<Notify>,
 }
 
 impl Guard {
+    pub(crate) fn new(node: &NodeId, conninfo: &Arc<Conninfo>, steps: Arc<Notify>) -> Self {
+        Self {
+            node: node.clone(),
+            conninfo: Arc::clone(conninfo),
+            steps,
+        }
+    }
+
     /// Runs until cancelled.
     pub(crate) async fn run(self, halt: CancellationToken) {
         loop {

@@ -1,9 +1,11 @@
 //! Schemas of two nodes: fingerprints that are stored, and what is compared.
 
+use jiff::Timestamp;
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::{Comparison, TargetCommand};
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::schema::SchemaReview;
 
 use super::super::schema::{After, Pair, admit};
 use super::super::{Driver, Ticket};
@@ -30,6 +32,26 @@ impl<S: Store> Driver<S> {
         let after = After::Captured { tables, ticket };
         let command = admit(&pair, &after);
         Some((pair.peer.clone(), command, Purpose::Admit(pair, after)))
+    }
+
+    /// The node was compared with its peer.
+    pub(super) fn compared(
+        &mut self,
+        pair: &Pair,
+        after: After,
+        review: &SchemaReview,
+        now: Timestamp,
+    ) {
+        match after {
+            After::Captured { tables, ticket } => {
+                self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
+            }
+            After::Drift { replication } => {
+                self.columns_compared(&pair.node, &pair.peer, replication, review, now);
+            }
+            // Nothing is compared for them.
+            After::Sequences { .. } => {}
+        }
     }
 
     /// The command that compares the node with its peer.

@@ -394,16 +394,9 @@ impl<S: Store> Driver<S> {
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
                 return Some((on, command.into(), purpose));
             }
-            (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => match after {
-                After::Captured { tables, ticket } => {
-                    self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
-                }
-                After::Drift { replication } => {
-                    self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
-                }
-                // Nothing is compared for them.
-                After::Sequences { .. } => {}
-            },
+            (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => {
+                self.compared(&pair, after, &review, now);
+            }
             (Purpose::AdmitVerify(verification), Outcome::Done) => {
                 let command = self.verify_command(&verification);
                 let on = verification.node.clone();
