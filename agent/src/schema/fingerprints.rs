@@ -85,7 +85,9 @@ pub(crate) async fn store(
         let sql = "INSERT INTO steep_repl.schema_fingerprints
                 (node_id, schema_name, table_name, fingerprint, column_definitions)
             SELECT $1, s, t, f, d FROM unnest($2::text[], $3::text[], $4::text[], $5::jsonb[])
-                AS captured (s, t, f, d)";
+                AS captured (s, t, f, d)
+            ON CONFLICT (node_id, schema_name, table_name) DO UPDATE
+                SET fingerprint = excluded.fingerprint, column_definitions = excluded.column_definitions";
         conn.rows(sql, &[&peer, &schemas, &names, &prints, &lines])
             .await?;
     }

@@ -75,6 +75,16 @@ SELECT DISTINCT r.rolname::text FROM used JOIN pg_roles r ON r.oid = used.role W
 const EXTENSIONS: &str =
     "SELECT e.extname::text FROM pg_extension e WHERE e.extname <> 'steep_repl' ORDER BY 1";
 
+/// Those that belong to no table; the others come with theirs.
+fn sequences() -> String {
+    format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind = 'S' AND {USER_RELATION} AND NOT EXISTS (SELECT FROM pg_depend d
+             WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass
+             AND d.deptype IN ('a', 'i')) ORDER BY 1"
+    )
+}
+
 /// Gathers facts and changes nothing.
 pub(super) async fn gather(task: &Task, needed: &Needed) -> Result<SwitchoverFacts, Fault> {
     let session = task.connect("switchover").await?;
@@ -109,12 +119,14 @@ async fn look(task: &Task, session: &Session, needed: &Needed) -> Result<Switcho
         needed: Needed {
             roles: names(session, ROLES, &[]).await?,
             extensions: names(session, EXTENSIONS, &[]).await?,
+            sequences: names(session, &sequences(), &[]).await?,
         },
         read_only: note::is_on(note::setting(session).await?.as_deref()),
         ..SwitchoverFacts::default()
     };
     facts.needed.roles.truncate(COMPARED_MAX);
     facts.needed.extensions.truncate(COMPARED_MAX);
+    facts.needed.sequences.truncate(COMPARED_MAX);
     let sql = format!(
         "SELECT count(*), count(*) FILTER (WHERE coalesce(r.rolsuper, false)) FROM {APPLICATIONS}"
     );
@@ -134,6 +146,9 @@ async fn look(task: &Task, session: &Session, needed: &Needed) -> Result<Switcho
     let sql = "SELECT w.name FROM unnest($1::text[]) AS w (name) WHERE NOT EXISTS ( \
          SELECT FROM pg_extension e WHERE e.extname = w.name) ORDER BY 1";
     facts.lacking_extensions = listed(session, sql, &[&needed.extensions]).await?;
+    let sql = "SELECT w.name FROM unnest($1::text[]) AS w (name) WHERE NOT EXISTS ( \
+         SELECT FROM pg_class c WHERE c.oid = to_regclass(w.name) AND c.relkind = 'S') ORDER BY 1";
+    facts.lacking_sequences = listed(session, sql, &[&needed.sequences]).await?;
     facts.write_state = note::read_any(session).await?.map(|note| match note.state {
         State::Closed => WriteState::Closed,
         State::Final => WriteState::Final,

@@ -54,8 +54,12 @@ async fn add(args: AddArgs, context: &Context) -> Result<u8, Failure> {
 }
 
 async fn drop_tables(args: DropArgs, context: &Context) -> Result<u8, Failure> {
-    let terminal = context.terminal;
-    if !args.yes && terminal.interactive {
+    if !args.yes && !context.terminal.interactive {
+        let text = "nobody can be asked whether to drop them: nothing was changed";
+        let failure = Failure::new(FaultKind::BadRequest, text).on(&args.node);
+        return Err(failure.hint("repeat the command with --yes"));
+    }
+    if !args.yes {
         let named = tables::named(&args.tables);
         let question = format!(
             "{} will no longer follow {named}. To follow again, they are copied anew. Go on?",

@@ -21,6 +21,8 @@ pub(crate) fn step(view: &SwitchoverView) -> String {
         Step::Drain => format!("{to}: applies what was written"),
         Step::AdmitSequences => format!("{from}: lets its sequences be read"),
         Step::Sequences => format!("{to}: sets its sequences"),
+        Step::AdmitLast => format!("{from}: lets its sequences be read once more"),
+        Step::LastSequences => format!("{to}: sets its sequences to what was used last"),
         Step::Decide => format!("{from}: gives its writes away"),
         Step::Open => format!("{to}: takes writes"),
         Step::Detach => format!("{to}: stops following {from}"),

@@ -287,6 +287,21 @@ fn lacking(
     );
     lacks(
         &spec.to,
+        &new.lacking_sequences,
+        severity,
+        Words {
+            code: "sequences_missing",
+            what: format!(
+                "these sequences of {} do not exist: {}",
+                spec.from,
+                names(&new.lacking_sequences)
+            ),
+            why: "applications that take numbers from one of them fail",
+            fix: "CREATE SEQUENCE for each, or accept that with --force".to_owned(),
+        },
+    );
+    lacks(
+        &spec.to,
         &new.lacking_extensions,
         Severity::Warning,
         Words {

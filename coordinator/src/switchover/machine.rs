@@ -18,6 +18,9 @@ use crate::job::retry::pause;
 use crate::job::time::after;
 use crate::snapshot::Trouble;
 
+/// How long the new node waits for a last look at sequences before it takes writes.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
 /// What happens to a switchover.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -107,7 +110,9 @@ impl Switchover {
             Step::Drain => Step::AdmitSequences,
             Step::AdmitSequences => Step::Sequences,
             Step::Sequences => Step::Decide,
-            Step::Decide => Step::Open,
+            Step::Decide => Step::AdmitLast,
+            Step::AdmitLast => Step::LastSequences,
+            Step::LastSequences => Step::Open,
             Step::Open => Step::Detach,
             Step::Detach if self.has_way_back() => Step::Follow,
             Step::Detach | Step::Follow | Step::Completed => Step::Completed,
@@ -123,6 +128,7 @@ impl Switchover {
 
     fn enter(&mut self, step: Step, now: Timestamp, out: &mut Vec<Effect>) {
         self.step = step;
+        self.entered_at = now;
         self.trouble = None;
         if step <= Step::Completed {
             self.reached = step;
@@ -204,7 +210,7 @@ impl Switchover {
     fn take(&mut self, outcome: Outcome, now: Timestamp) -> Result<Step, Fault> {
         match (self.step, outcome) {
             (Step::PrepareWayBack, Outcome::SlotPrepared(_))
-            | (Step::AdmitRows | Step::AdmitSequences, Outcome::Done)
+            | (Step::AdmitRows | Step::AdmitSequences | Step::AdmitLast, Outcome::Done)
             | (Step::CloseNew, Outcome::WritesStopped(_))
             | (Step::Drain, Outcome::FencePassed { .. })
             | (Step::Decide, Outcome::WriteState(WriteState::Final))
@@ -219,13 +225,17 @@ impl Switchover {
                 self.reopen = Some(stopped.reopen);
                 self.ended_sessions = stopped.ended_running;
             }
-            (Step::Sequences, Outcome::SequencesRaised(raised)) => self.check(&raised)?,
+            (Step::Sequences | Step::LastSequences, Outcome::SequencesRaised(raised)) => {
+                self.check(&raised)?;
+            }
             (Step::Open, Outcome::WriteState(WriteState::Open { position })) => {
                 self.position = Some(position);
                 self.resumed_at = Some(now);
             }
             // It had decided before it was asked to undo.
-            (Step::ReopenOld, Outcome::WriteState(WriteState::Final)) => return Ok(Step::Open),
+            (Step::ReopenOld, Outcome::WriteState(WriteState::Final)) => {
+                return Ok(Step::AdmitLast);
+            }
             (step, _) => {
                 let node = self.node(Side::of(step).unwrap_or(Side::Old));
                 return Err(Fault::unexpected_answer(node));
@@ -260,11 +270,40 @@ impl Switchover {
         if self.is_undecided() {
             return self.undo(fault, now, out);
         }
+        if self.is_last_look() {
+            return self.open_without(&fault.message, now, out);
+        }
         if self.step == Step::DropWayBack && fault.retry == Retry::Never {
             // There is none, or somebody took it.
             return self.go_on(now, out);
         }
         self.again(fault, now, out);
+    }
+
+    /// Sequences are set once more for those who wrote until the end; they were set before.
+    fn is_last_look(&self) -> bool {
+        matches!(self.step, Step::AdmitLast | Step::LastSequences)
+    }
+
+    /// Nobody writes meanwhile: that is worse than what a writer that overrode the setting may have used.
+    fn open_without(&mut self, why: &str, now: Timestamp, out: &mut Vec<Effect>) {
+        self.abort(out);
+        self.warnings.push(format!(
+            "sequences were set before writes were locked out, and could not be set again after that: {why}; if \
+             a session had overridden the setting, it may have used numbers that {} gives out again",
+            self.spec.to
+        ));
+        self.enter(Step::Open, now, out);
+    }
+
+    /// Cancels the command of the step.
+    fn abort(&mut self, out: &mut Vec<Effect>) {
+        if let Some(id) = self.running.take()
+            && let Some(side) = Side::of(self.step)
+        {
+            self.stale = Some(Stale { id, side });
+            out.push(Effect::Abort(id, side));
+        }
     }
 
     fn again(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
@@ -284,12 +323,7 @@ impl Switchover {
     }
 
     fn undo(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
-        if let Some(id) = self.running.take()
-            && let Some(side) = Side::of(self.step)
-        {
-            self.stale = Some(Stale { id, side });
-            out.push(Effect::Abort(id, side));
-        }
+        self.abort(out);
         self.fault = Some(fault.clone());
         out.push(Effect::Undoing(fault));
         let step = match self.reached {
@@ -312,6 +346,10 @@ impl Switchover {
             );
             let hint = "see steep-repl status for its lag, then try again, with a larger --max-stop if it needs one";
             return self.undo(Fault::new(FaultKind::Timeout, text).hint(hint), now, out);
+        }
+        if self.is_last_look() && after(self.entered_at, LAST_LOOK) <= now {
+            let why = format!("{} s were over", LAST_LOOK.as_secs());
+            return self.open_without(&why, now, out);
         }
         if self.running.is_none() && self.trouble.is_some_and(|trouble| trouble.again <= now) {
             self.issue(out);

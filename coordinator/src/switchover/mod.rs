@@ -4,7 +4,7 @@
 //! one ([`judge`]). Everything here is pure, as in [`crate::job`].
 //!
 //! ```text
-//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ DECIDE ─▶ open ─▶ detach ─▶ follow ─▶ completed
+//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ DECIDE ─▶ sequences ─▶ open ─▶ detach ─▶ follow ─▶ completed
 //!     └─────────┴─────────┴────────────┴────────────┴──────────┴───────────┤
 //!                                                                          └─▶ reopen old ─▶ reopen new ─▶ undone
 //! ```
@@ -49,6 +49,8 @@ pub struct Switchover {
     pub filter: TableFilter,
     /// What it is at.
     pub step: SwitchoverStep,
+    /// Since when.
+    pub entered_at: Timestamp,
     /// The last step that was begun before it was undone.
     pub reached: SwitchoverStep,
     /// The command that was issued and has not ended.
@@ -106,12 +108,14 @@ impl Side {
             | SwitchoverStep::StopWrites
             | SwitchoverStep::Drain
             | SwitchoverStep::AdmitSequences
+            | SwitchoverStep::AdmitLast
             | SwitchoverStep::Decide
             | SwitchoverStep::ReopenOld => Some(Self::Old),
             SwitchoverStep::PrepareWayBack
             | SwitchoverStep::CompareRows
             | SwitchoverStep::CloseNew
             | SwitchoverStep::Sequences
+            | SwitchoverStep::LastSequences
             | SwitchoverStep::Open
             | SwitchoverStep::ReopenNew
             | SwitchoverStep::DropWayBack => Some(Self::New),
@@ -144,6 +148,7 @@ impl Switchover {
             replication: job.replication(),
             filter: job.spec.filter.clone(),
             step,
+            entered_at: now,
             reached: step,
             running: None,
             stale: None,
@@ -244,6 +249,8 @@ impl Switchover {
             | SwitchoverStep::AdmitSequences
             | SwitchoverStep::Sequences
             | SwitchoverStep::Decide
+            | SwitchoverStep::AdmitLast
+            | SwitchoverStep::LastSequences
             | SwitchoverStep::Open
             | SwitchoverStep::ReopenOld => None,
             SwitchoverStep::Detach | SwitchoverStep::Follow | SwitchoverStep::Completed => {

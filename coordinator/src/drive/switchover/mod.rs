@@ -220,12 +220,12 @@ impl<S: Store> Driver<S> {
             Step::Drain => Command::from(SourceCommand::AwaitFence {
                 earlier: Vec::new(),
             }),
-            Step::AdmitSequences => Command::from(SourceCommand::Admit {
+            Step::AdmitSequences | Step::AdmitLast => Command::from(SourceCommand::Admit {
                 target: spec.to.clone(),
                 filter: one.filter.clone(),
                 replicated: Some(one.replication.id),
             }),
-            Step::Sequences => Command::from(TargetCommand::RaiseSequences {
+            Step::Sequences | Step::LastSequences => Command::from(TargetCommand::RaiseSequences {
                 source: self.peer(&spec.from),
             }),
             Step::Decide => switchover(SwitchoverCommand::Decide),

@@ -101,6 +101,7 @@ fn writes_move_and_the_new_node_is_detached() {
             "await_fence",
             "admit_replicated",
             "decide_switchover",
+            "admit_replicated",
             "admit",
             "cleanup_source"
         ]
@@ -110,6 +111,7 @@ fn writes_move_and_the_new_node_is_detached() {
         [
             "look_before_switchover",
             "close_database",
+            "raise_sequences",
             "raise_sequences",
             "open_database",
             "cleanup_target"

@@ -65,7 +65,7 @@ impl Case {
 fn a_healthy_pair_has_no_findings_and_each_trouble_has_its_own() {
     assert_eq!(Case::healthy().judge(), []);
     type Change = fn(&mut Case);
-    let cases: [(&str, Severity, &str, Change); 18] = [
+    let cases: [(&str, Severity, &str, Change); 19] = [
         ("lag", Severity::Error, "b", |c| {
             c.known.lag = Some(ByteCount(1_001));
         }),
@@ -109,6 +109,9 @@ fn a_healthy_pair_has_no_findings_and_each_trouble_has_its_own() {
         }),
         ("roles_missing", Severity::Error, "b", |c| {
             c.new.lacking_roles = some("app");
+        }),
+        ("sequences_missing", Severity::Error, "b", |c| {
+            c.new.lacking_sequences = some("app.numbers");
         }),
         ("extensions_missing", Severity::Warning, "b", |c| {
             c.new.lacking_extensions = some("citext");

@@ -56,14 +56,18 @@ fn success(step: Step) -> Outcome {
             wal_limit: None,
             state: PreparedState::Waiting,
         })),
-        Step::AdmitRows | Step::AdmitSequences | Step::DropWayBack => Outcome::Done,
+        Step::AdmitRows | Step::AdmitSequences | Step::AdmitLast | Step::DropWayBack => {
+            Outcome::Done
+        }
         Step::CompareRows => Outcome::Compared(Box::default()),
         Step::CloseNew | Step::StopWrites => Outcome::WritesStopped(WritesStopped {
             reopen: "ALTER DATABASE".to_owned(),
             ..WritesStopped::default()
         }),
         Step::Drain => Outcome::FencePassed { lsn: Lsn(2) },
-        Step::Sequences => Outcome::SequencesRaised(SequencesRaised::default()),
+        Step::Sequences | Step::LastSequences => {
+            Outcome::SequencesRaised(SequencesRaised::default())
+        }
         Step::Decide => Outcome::WriteState(WriteState::Final),
         Step::Open | Step::ReopenOld | Step::ReopenNew => {
             Outcome::WriteState(WriteState::Open { position: Lsn(3) })
@@ -111,6 +115,8 @@ fn writes_move_in_one_order_with_and_without_a_way_back_and_rows() {
         AdmitSequences,
         Sequences,
         Decide,
+        AdmitLast,
+        LastSequences,
         Open,
         Detach,
     ];
@@ -162,6 +168,11 @@ fn what_fails_before_the_decision_is_undone_and_after_it_tried_again() {
         }
         until(&mut one, step, at(0));
         let effects = end(&mut one, Err(fault()), at(1));
+        if matches!(step, Step::AdmitLast | Step::LastSequences) {
+            assert_eq!((one.step, one.warnings.len()), (Step::Open, 1));
+            until(&mut one, Step::Completed, at(2));
+            continue;
+        }
         if step > Step::Decide {
             assert_eq!(one.step, step);
             assert!(
@@ -205,7 +216,7 @@ fn an_undo_that_comes_after_the_decision_goes_on() {
     );
     assert!(matches!(effects[..], [Effect::Send(_)]), "{effects:?}");
     end(&mut one, Ok(Outcome::WriteState(WriteState::Final)), at(1));
-    assert_eq!(one.step, Step::Open);
+    assert_eq!(one.step, Step::AdmitLast);
     until(&mut one, Step::Completed, at(2));
     assert_eq!(one.fault, None);
 }
@@ -231,6 +242,27 @@ fn the_time_of_a_stop_is_limited_and_a_lost_agent_is_sent_its_command_again() {
         [Effect::Abort(running, Side::Old)]
     );
     assert_eq!(one.fault.as_ref().unwrap().kind, FaultKind::Timeout);
+}
+
+#[test]
+fn writes_do_not_wait_long_for_the_last_look_at_sequences() {
+    for (step, side) in [
+        (Step::AdmitLast, Side::Old),
+        (Step::LastSequences, Side::New),
+    ] {
+        let (mut one, _) = begun(WayBack::None, RowsCheck::Skipped);
+        until(&mut one, step, at(10));
+        let running = one.running.unwrap();
+        assert_eq!(one.step(Event::Tick, at(14)), []);
+        let effects = one.step(Event::Tick, at(15));
+        assert!(
+            effects.contains(&Effect::Abort(running, side)),
+            "{effects:?}"
+        );
+        assert_eq!((one.step, one.warnings.len()), (Step::Open, 1));
+        // The new node is told to open only once it is not at work on that any more.
+        assert_eq!(one.running.is_some(), side == Side::Old);
+    }
 }
 
 #[test]

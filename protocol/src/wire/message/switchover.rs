@@ -12,7 +12,7 @@ use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId};
 /// The longest time that writes may be stopped, in seconds.
 pub const STOP_MAX: u32 = 24 * 3600;
 
-/// Most names of roles, and of extensions, that are compared.
+/// Most names of roles, of extensions and of sequences that are compared.
 pub const COMPARED_MAX: usize = 1_000;
 
 /// What a switchover is to do.
@@ -69,7 +69,7 @@ pub enum Lacking {
 pub enum SwitchoverCommand {
     /// Gather facts and change nothing.
     Look {
-        /// Whose roles and extensions the node is compared with.
+        /// Whose roles, extensions and sequences the node is compared with.
         needed: Needed,
     },
     /// Make new sessions read-only, and on the old node end those that may still write.
@@ -82,13 +82,15 @@ pub enum SwitchoverCommand {
     Reopen,
 }
 
-/// Roles and extensions of the old node, at most [`COMPARED_MAX`] each.
+/// Roles, extensions and sequences of the old node, at most [`COMPARED_MAX`] each.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Needed {
     /// Roles that can log in and own something or are granted something.
     pub roles: Vec<String>,
     /// Names of extensions.
     pub extensions: Vec<String>,
+    /// Names of sequences that belong to no table.
+    pub sequences: Vec<String>,
 }
 
 /// Which node is closed.
@@ -148,12 +150,14 @@ pub struct SwitchoverFacts {
     pub lock_room: u64,
     /// Triggers that fire for applied changes too, on any table.
     pub replica_triggers: Listed,
-    /// Roles and extensions that the other node needs to have.
+    /// Roles, extensions and sequences that the other node needs to have.
     pub needed: Needed,
     /// Of the command's roles, those that do not exist here or cannot log in.
     pub lacking_roles: Listed,
     /// Of the command's extensions, those that are not installed here.
     pub lacking_extensions: Listed,
+    /// Of the command's sequences, those that are not here.
+    pub lacking_sequences: Listed,
     /// The state of its last write stop, if there was one.
     pub write_state: Option<WriteState>,
     /// Whether sessions are read-only by the database's own setting.
@@ -207,6 +211,10 @@ pub enum SwitchoverStep {
     Sequences,
     /// The old node locks out the last writers and decides.
     Decide,
+    /// The new node is allowed to read sequences once more.
+    AdmitLast,
+    /// The new node's sequences are set to what the last writers have used.
+    LastSequences,
     /// The new node takes writes.
     Open,
     /// The new node's subscription, slot and publication are removed.
@@ -227,7 +235,7 @@ pub enum SwitchoverStep {
 
 impl SwitchoverStep {
     /// All steps, in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::PrepareWayBack,
         Self::AdmitRows,
         Self::CompareRows,
@@ -237,6 +245,8 @@ impl SwitchoverStep {
         Self::AdmitSequences,
         Self::Sequences,
         Self::Decide,
+        Self::AdmitLast,
+        Self::LastSequences,
         Self::Open,
         Self::Detach,
         Self::Follow,
@@ -260,6 +270,8 @@ impl SwitchoverStep {
             Self::AdmitSequences => "admit_sequences",
             Self::Sequences => "sequences",
             Self::Decide => "decide",
+            Self::AdmitLast => "admit_last",
+            Self::LastSequences => "last_sequences",
             Self::Open => "open",
             Self::Detach => "detach",
             Self::Follow => "follow",
