@@ -433,6 +433,9 @@ fn a_target_that_is_cancelled_between_two_epochs_leaves_nothing_and_costs_the_ot
     for target in BOTH {
         cluster.wait_phase(target, "copy")?;
     }
+    // What is left may be little, and must not be there before the cancel.
+    let slowly = ["init", "adjust", "--node", "node_b", "--max-rate", "1kB"];
+    cluster.cli(&slowly)?.expect(0)?;
     for node in ["node_a", "node_b"] {
         cluster.kill_agent(node)?;
     }
