@@ -347,7 +347,7 @@ fn a_new_table_is_told_until_it_is_gone_and_followed_by_itself_where_that_is_the
 }
 
 #[test]
-fn a_partition_that_came_later_is_added_with_the_rows_it_had() -> Result<()> {
+fn a_partition_that_came_later_is_added_with_the_rows_it_had_and_got() -> Result<()> {
     let cluster = watched()?;
     let source = cluster.database("node_a");
     source.sql(
@@ -358,8 +358,9 @@ fn a_partition_that_came_later_is_added_with_the_rows_it_had() -> Result<()> {
     let (cluster, load) = following(cluster)?;
     source.sql(
         "CREATE TABLE parted_2 (LIKE parted INCLUDING ALL);
-         INSERT INTO parted_2 SELECT g, 'y' FROM generate_series(1000, 1999) AS g;
+         INSERT INTO parted_2 SELECT g, 'y' FROM generate_series(1000, 1499) AS g;
          ALTER TABLE parted ATTACH PARTITION parted_2 FOR VALUES FROM (1000) TO (2000);
+         INSERT INTO parted SELECT g, 'late' FROM generate_series(1500, 1999) AS g;
          UPDATE parted SET body = body || 'z' WHERE id > 400",
     )?;
     cluster.wait_state("node_b", &["diverged"], LIMIT)?;

@@ -4,8 +4,8 @@
 //! names only the missing parts.
 
 use steep_protocol::message::agent::{
-    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
-    RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, CopyParts, EarlierEpoch, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget,
+    RowsAs, RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
@@ -103,7 +103,7 @@ impl<S: Store> Driver<S> {
             Work::Leave => TargetCommand::Leave(self.changed_tables(job)).into(),
             Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
             Work::AwaitFence => {
-                let earlier = earlier();
+                let earlier = before_fence(job);
                 SourceCommand::AwaitFence { earlier }.into()
             }
             Work::Finish => Command::from(TargetCommand::Finish {
@@ -246,6 +246,17 @@ impl<S: Store> Driver<S> {
             target_used: used(&job.spec.target),
         })
     }
+}
+
+/// What has to pass the fence besides the present epoch. The replication that tables join may send changes of them from
+/// before they were copied, those of a partition by its parent: it has to be past these before it lists them.
+fn before_fence(job: &Job) -> Vec<EarlierEpoch> {
+    let lsn = job.attempt.plan.map_or(Lsn(0), |plan| plan.lsn);
+    let joined = job.change.as_ref().map(|change| EarlierEpoch {
+        replication: change.followed.replication.clone(),
+        lsn,
+    });
+    job.earlier.iter().cloned().chain(joined).collect()
 }
 
 /// The parts that are left, with the plan's numbers.
