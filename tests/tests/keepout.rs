@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
-use steep_tests::pg::{Database, Installation};
+use steep_tests::pg::Database;
 use steep_tests::{compare, residue, wait};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -154,22 +154,13 @@ fn set_trap(database: &Database) -> Result<()> {
 /// The agents' roles follow the README: no superusers, but members of the tables' owners.
 #[test]
 fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()> {
-    if Installation::preferred()?.major() < 16 {
-        println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+    let Some(mut cluster) = Cluster::of_owners("steep")? else {
         return Ok(());
-    }
-    let mut cluster = Cluster::builder().start_servers()?;
-    for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
-        let node = cluster.node_mut(name);
-        node.set_role("steep");
-        let password = node.server().password().replace('\'', "''");
-        node.database().sql(&format!(
-            "CREATE ROLE mallory;
-             CREATE ROLE steep LOGIN {attributes} PASSWORD '{password}';
-             GRANT mallory TO steep;
-             ALTER DATABASE app OWNER TO steep;
-             GRANT CREATE ON DATABASE app TO mallory"
-        ))?;
+    };
+    for node in ["node_a", "node_b"] {
+        cluster.database(node).sql(
+            "CREATE ROLE mallory; GRANT mallory TO steep; GRANT CREATE ON DATABASE app TO mallory",
+        )?;
     }
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     target.sql("GRANT pg_create_subscription TO steep")?;

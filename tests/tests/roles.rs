@@ -3,26 +3,14 @@
 
 use anyhow::Result;
 use steep_tests::cluster::{CLI_LIMIT, Cluster};
-use steep_tests::pg::{Database, Installation};
+use steep_tests::pg::Database;
 use steep_tests::{compare, residue, wait};
 
 /// The roles of the README: each owns its database and everything in it.
 fn owned_databases() -> Result<Option<Cluster>> {
-    if Installation::preferred()?.major() < 16 {
-        println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+    let Some(mut cluster) = Cluster::of_owners("keeper")? else {
         return Ok(None);
-    }
-    let mut cluster = Cluster::builder().start_servers()?;
-    for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
-        let node = cluster.node_mut(name);
-        node.set_role("keeper");
-        let password = node.server().password().replace('\'', "''");
-        let database = node.database();
-        database.sql(&format!(
-            "CREATE ROLE keeper LOGIN {attributes} PASSWORD '{password}'"
-        ))?;
-        database.sql("ALTER DATABASE app OWNER TO keeper")?;
-    }
+    };
     fill(&cluster.database("node_a"))?;
     cluster.start_coordinator()?;
     Ok(Some(cluster))

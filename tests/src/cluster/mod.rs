@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::logs::Documented;
 use crate::paths::Binaries;
 pub use crate::pg::DATABASE;
-use crate::pg::{Database, Grouping};
+use crate::pg::{Database, Grouping, Installation};
 use crate::ports::Port;
 use crate::process::{Process, READY_LIMIT};
 use crate::scratch::Scratch;
@@ -71,6 +71,28 @@ impl Cluster {
     /// What did not start.
     pub fn pair() -> Result<Self> {
         Self::builder().start()
+    }
+
+    /// The servers of a pair whose agents are no superusers: each logs in as this role, which owns the database of its
+    /// node. `None`, and said so, where PostgreSQL has no other role that creates subscriptions.
+    ///
+    /// # Errors
+    /// As [`Builder::start_servers`].
+    pub fn of_owners(role: &'static str) -> Result<Option<Self>> {
+        if Installation::preferred()?.major() < 16 {
+            println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+            return Ok(None);
+        }
+        let mut cluster = Self::builder().start_servers()?;
+        for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
+            let node = cluster.node_mut(name);
+            node.set_role(role);
+            let password = node.server().password().replace('\'', "''");
+            node.database().sql(&format!(
+                "CREATE ROLE {role} LOGIN {attributes} PASSWORD '{password}'; ALTER DATABASE {DATABASE} OWNER TO {role}"
+            ))?;
+        }
+        Ok(Some(cluster))
     }
 
     /// A node by name.

@@ -1,7 +1,5 @@
 //! What speaks against a switchover, and writers who will not stop.
 
-use steep_tests::pg::Installation;
-
 use super::*;
 
 #[test]
@@ -106,20 +104,9 @@ fn what_speaks_against_it_is_said_before_anything_changes() -> Result<()> {
 
 #[test]
 fn an_agent_without_superuser_rights_names_the_grants_that_it_lacks() -> Result<()> {
-    if Installation::preferred()?.major() < 16 {
-        println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+    let Some(mut cluster) = Cluster::of_owners("keeper")? else {
         return Ok(());
-    }
-    let mut cluster = Cluster::builder().start_servers()?;
-    for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
-        let node = cluster.node_mut(name);
-        node.set_role("keeper");
-        let password = node.server().password().replace('\'', "''");
-        let database = node.database();
-        database.sql(&format!(
-            "CREATE ROLE keeper LOGIN {attributes} PASSWORD '{password}'; ALTER DATABASE app OWNER TO keeper"
-        ))?;
-    }
+    };
     let [source, target] = both(&cluster);
     source.sql("SET ROLE keeper; CREATE TABLE item (id bigserial PRIMARY KEY); INSERT INTO item DEFAULT VALUES")?;
     target.sql("GRANT pg_create_subscription TO keeper; GRANT SET ON PARAMETER session_replication_role TO keeper")?;

@@ -18,20 +18,6 @@ fn detach(wait: Option<u64>, absent: AbsentSource) -> Order {
     })
 }
 
-fn synchronized(world: &mut World) -> JobId {
-    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
-    world.run_on();
-    assert_eq!(world.state("b"), NodeState::Synchronized);
-    world.observe("a", Some(slot(job, "reserved")), None);
-    world.observe("b", None, Some(subscription(job, true)));
-    job
-}
-
-fn count(world: &mut World, event: &str) -> usize {
-    let events = world.events("b").into_iter();
-    events.filter(|known| known.event == event).count()
-}
-
 fn catching_up(job: JobId) -> ProgressReport {
     let work = WorkProgress {
         done: 1,
@@ -62,7 +48,7 @@ fn told(world: &mut World, name: &str, from: usize) -> Vec<&'static str> {
 fn a_detached_node_sets_its_sequences_before_the_slot_goes_and_says_from_whom_it_is() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     let before = (
         world.agent("a").history.len(),
         world.agent("b").history.len(),
@@ -111,7 +97,7 @@ fn a_detached_node_sets_its_sequences_before_the_slot_goes_and_says_from_whom_it
 fn a_wait_that_fails_changes_nothing() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let job = synchronized(&mut world);
+    let job = synchronized_pair(&mut world);
     let mut answer = world.ask_later(detach(Some(5), AbsentSource::Refuse));
     // The limit is the operator's, whatever the source's agent tells meanwhile.
     for _ in 0..3 {
@@ -129,7 +115,7 @@ fn a_wait_that_fails_changes_nothing() {
 fn a_source_that_is_away_is_refused_or_cleaned_up_when_it_is_back() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let job = synchronized(&mut world);
+    let job = synchronized_pair(&mut world);
     world.leave("a");
     let refused = world
         .ask_later(detach(None, AbsentSource::Refuse))
@@ -168,7 +154,7 @@ fn a_source_that_is_away_is_refused_or_cleaned_up_when_it_is_back() {
 fn a_detach_goes_on_after_a_restart_and_a_death() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     drop(world.ask_later(detach(None, AbsentSource::Refuse)));
     world.kill("b");
     let mut world = world.restart(directory.path());
@@ -199,7 +185,7 @@ fn sequences_are_raised_every_so_often_and_a_failure_is_told_once() {
     world.sequence_interval_seconds = 60;
     world.leave("b");
     world.join("b");
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     world.skip(1);
     let before = (
         world.agent("a").history.len(),

@@ -30,7 +30,7 @@ use steep_protocol::message::agent::{
     Subscribed, SubscriptionStatus, SubscriptionWiring, TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
-use steep_protocol::{ByteCount, JobId, Lsn};
+use steep_protocol::{ByteCount, JobId, Lsn, NodeState};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -106,4 +106,20 @@ fn subscription(job: JobId, enabled: bool) -> SubscriptionStatus {
         altered_by: 1,
         trouble: None,
     }
+}
+
+/// A replica of `a`, as its agents see it. Returns the job that made it.
+fn synchronized_pair(world: &mut world::World) -> JobId {
+    let job = world.init(vec![crate::testing::spec("a", "b")]).unwrap()[0].job;
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    world.observe("a", Some(slot(job, "reserved")), None);
+    world.observe("b", None, Some(subscription(job, true)));
+    job
+}
+
+/// Events of that name about `b`.
+fn count(world: &mut world::World, event: &str) -> usize {
+    let events = world.events("b").into_iter();
+    events.filter(|known| known.event == event).count()
 }

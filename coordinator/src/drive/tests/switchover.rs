@@ -27,15 +27,6 @@ fn wanted(way_back: WayBack) -> SwitchoverSpec {
     }
 }
 
-fn synchronized(world: &mut World) -> JobId {
-    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
-    world.run_on();
-    assert_eq!(world.state("b"), NodeState::Synchronized);
-    world.observe("a", Some(slot(job, "reserved")), None);
-    world.observe("b", None, Some(subscription(job, true)));
-    job
-}
-
 /// Begins one, and runs the agents until it has been accepted.
 fn begin(world: &mut World, spec: SwitchoverSpec) -> watch::Receiver<SwitchoverView> {
     let mut answer = world.ask_later(Order::Switchover(Box::new(spec)));
@@ -59,11 +50,6 @@ fn told(world: &mut World, name: &str, from: usize) -> Vec<&'static str> {
     names.filter(|name| *name != "release_source").collect()
 }
 
-fn seen(world: &mut World, event: &str) -> usize {
-    let events = world.events("b").into_iter();
-    events.filter(|known| known.event == event).count()
-}
-
 fn is(command: &Command, wanted: &SwitchoverCommand) -> bool {
     matches!(command, Command::Node(NodeCommand::Switchover(command)) if command == wanted)
 }
@@ -84,7 +70,7 @@ fn finish(world: &mut World, feed: &watch::Receiver<SwitchoverView>) -> Switchov
 fn writes_move_and_the_new_node_is_detached() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     let before = (
         world.agent("a").history.len(),
         world.agent("b").history.len(),
@@ -120,7 +106,7 @@ fn writes_move_and_the_new_node_is_detached() {
     let node_b = world.node("b");
     assert_eq!(node_b.detached.unwrap().source_node, node("a"));
     assert_eq!(node_b.switchover.unwrap().step, SwitchoverStep::Completed);
-    assert_eq!(seen(&mut world, "switchover.completed"), 1);
+    assert_eq!(count(&mut world, "switchover.completed"), 1);
 
     // Given again, it has happened.
     let again = world
@@ -140,7 +126,7 @@ fn a_fault_gives_writes_back_and_so_does_an_operator_who_leaves() {
     for left in [false, true] {
         let directory = directory();
         let mut world = World::open(directory.path(), &["a", "b"]);
-        synchronized(&mut world);
+        synchronized_pair(&mut world);
         let feed = begin(&mut world, wanted(WayBack::None));
         world.until("a", |command| command.policy().name == "await_fence");
         let observer = feed.clone();
@@ -165,7 +151,7 @@ fn a_fault_gives_writes_back_and_so_does_an_operator_who_leaves() {
             assert!(matches!(stop, WriteState::Open { .. }), "{stop:?}");
         }
         assert_eq!(world.state("b"), NodeState::Synchronized);
-        assert_eq!(seen(&mut world, "switchover.undone"), 1);
+        assert_eq!(count(&mut world, "switchover.undone"), 1);
     }
 }
 
@@ -174,7 +160,7 @@ fn a_restarted_coordinator_undoes_what_is_not_decided_and_ends_what_is() {
     for decided in [false, true] {
         let directory = directory();
         let mut world = World::open(directory.path(), &["a", "b"]);
-        synchronized(&mut world);
+        synchronized_pair(&mut world);
         let _feed = begin(&mut world, wanted(WayBack::None));
         world.until("a", |command| is(command, &SwitchoverCommand::Decide));
         // Its outcome does not arrive any more.
@@ -210,7 +196,7 @@ fn a_restarted_coordinator_undoes_what_is_not_decided_and_ends_what_is() {
 fn meanwhile_other_orders_about_its_nodes_are_refused_and_the_same_one_joins() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     let feed = begin(&mut world, wanted(WayBack::None));
     let detach = Order::Detach(DetachSpec {
         node: node("b"),
@@ -244,7 +230,7 @@ fn meanwhile_other_orders_about_its_nodes_are_refused_and_the_same_one_joins() {
     // One of two operators may leave.
     drop(feed);
     assert_eq!(finish(&mut world, &joined).step, SwitchoverStep::Completed);
-    assert_eq!(seen(&mut world, "switchover.started"), 1);
+    assert_eq!(count(&mut world, "switchover.started"), 1);
 }
 
 #[test]
@@ -268,7 +254,7 @@ fn what_cannot_take_over_is_refused_by_name() {
             .to_string()
     };
     assert!(refused(&mut world, order("a", "b")).contains("does not follow a"));
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     assert!(refused(&mut world, order("a", "a")).contains("two nodes"));
     assert!(refused(&mut world, order("a", "x")).contains("no node is called x"));
     assert!(refused(&mut world, order("c", "b")).contains("it follows a, not c"));
@@ -303,7 +289,7 @@ fn what_cannot_take_over_is_refused_by_name() {
 fn with_a_way_back_the_old_node_follows_from_the_position_before_the_new_one_took_writes() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    synchronized(&mut world);
+    synchronized_pair(&mut world);
     let feed = begin(&mut world, wanted(WayBack::Follow));
     let view = finish(&mut world, &feed);
     assert_eq!(
