@@ -1,6 +1,7 @@
 //! Any process may be killed during the copy: the job says within fifteen seconds what it waits
 //! for, and continues once the process is back; `init cancel` cleans up; `init` works again.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -200,6 +201,45 @@ fn of_the_coordinator_with_its_store_costs_no_committed_row() -> Result<()> {
         "records of the job are left"
     );
     Ok(())
+}
+
+/// Copies the coordinator's store.
+fn copy_store(from: &Path, to: &Path) -> Result<()> {
+    for file in std::fs::read_dir(from)? {
+        let file = file?;
+        std::fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn of_the_coordinator_whose_old_store_is_put_back_costs_no_replica() -> Result<()> {
+    let mut cluster = cluster()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let following = cluster.init_spawn(&["--max-rate", RATE])?;
+    cluster.wait_committed("node_b", COMMITTED_LIMIT)?;
+    cluster.kill_coordinator()?;
+    let (store, old) = (cluster.dir().join("coordinator"), tempfile::tempdir()?);
+    copy_store(&store, old.path())?;
+    cluster.start_coordinator()?;
+    following.finish(Duration::from_secs(180))?.expect(0)?;
+    let slot = "SELECT slot_name, restart_lsn IS NOT NULL FROM pg_replication_slots";
+    let before = source.rows(slot)?;
+    cluster.kill_coordinator()?;
+    copy_store(old.path(), &store)?;
+    cluster.start_coordinator()?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    cluster.wait_state("node_b", &["synchronized"], ADOPTED_LIMIT)?;
+    ensure!(
+        source.rows(slot)? == before,
+        "the replica's slot is another one"
+    );
+    let coordinator = cluster.coordinator().context("the coordinator runs")?;
+    let outdated = coordinator.events("init.outdated")?;
+    ensure!(outdated.len() == 1, "{outdated:?}");
+    source.sql("UPDATE pgbench_tellers SET tbalance = tbalance + 1")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
 }
 
 /// An index whose build takes some ten seconds where `steep_test.slow` is on.

@@ -152,6 +152,9 @@ impl<S: Store> Driver<S> {
 
     /// Tells a job whether that node's agent is online.
     pub(super) fn note_presence(&mut self, id: JobId, node: &NodeId, now: Timestamp) {
+        if self.held_back.contains(&id) {
+            return;
+        }
         let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) else {
             return;
         };
@@ -274,6 +277,9 @@ impl<S: Store> Driver<S> {
             let seen = agent.observed.clone();
             let danger = live.health.observe(&live.job, side, &seen, bounds, now);
             let known = live.job.end(side).server == ServerState::Answers;
+            if side == Side::Target && matches!(seen.postgres, Some(Err(_))) {
+                self.cannot_be_asked(id, now);
+            }
             if let Some(answers) = seen.postgres.filter(|seen| seen.is_ok() != known) {
                 let answers = answers.map(drop);
                 self.advance(id, JobEvent::Server { side, answers }, now);
@@ -282,6 +288,7 @@ impl<S: Store> Driver<S> {
                 self.advance(id, JobEvent::SnapshotLost, now);
             }
             if let Some(fault) = danger {
+                self.let_go_on(id, now);
                 self.advance(id, JobEvent::Endangered { side, fault }, now);
             }
         }

@@ -358,7 +358,13 @@ impl<S: Store> Driver<S> {
     }
 
     /// Stores and publishes how a job ended.
-    fn record_end(&mut self, id: JobId, fault: Option<Fault>, note: Note, now: Timestamp) {
+    pub(super) fn record_end(
+        &mut self,
+        id: JobId,
+        fault: Option<Fault>,
+        note: Note,
+        now: Timestamp,
+    ) {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };

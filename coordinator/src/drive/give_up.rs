@@ -138,6 +138,7 @@ impl<S: Store> Driver<S> {
             live.afterwards = afterwards;
             live.given_up = followers;
         }
+        self.let_go_on(id, now);
         let stepped = self.step(id, JobEvent::Cancel { data }, now);
         stepped.map_err(|refused| Fault::new(FaultKind::Failed, refused.to_string()).on(&node))?;
         let Some(live) = self.jobs.get_mut(&id) else {

@@ -36,6 +36,10 @@ impl<S: Store> Driver<S> {
             record.lineage = Some(lineage);
             self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
+        let told = self.nodes.get(node);
+        if let Some(lineage) = told.and_then(|record| record.lineage.clone()) {
+            self.check_held_back(node, &lineage, now);
+        }
         self.warn_of_aliases(node, now);
         // This lineage may show the slot of another node's subscription.
         for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
@@ -200,7 +204,7 @@ impl<S: Store> Driver<S> {
 
     /// Adopts a replica as diverged. Once observed, it becomes synchronized, if slot, subscription and
     /// columns are good and its previous coordinator called it synchronized.
-    fn adopt_replica(
+    pub(super) fn adopt_replica(
         &mut self,
         node: &NodeId,
         source: &NodeId,
@@ -313,7 +317,7 @@ pub(super) fn follows(state: NodeState) -> bool {
     matches!(state, NodeState::Synchronized | NodeState::Diverged)
 }
 
-fn own_subscription(lineage: &Lineage) -> Option<(SubscriptionSeen, JobId)> {
+pub(super) fn own_subscription(lineage: &Lineage) -> Option<(SubscriptionSeen, JobId)> {
     let mut own = lineage.subscriptions.iter();
     own.find_map(|subscription| {
         let job = ReplicationNames::parse(&subscription.name)?;
@@ -326,13 +330,13 @@ fn lasting(mirrored: Option<&MirroredNode>) -> Option<String> {
     let unproved = "whether its rows were ever proved equal to the source's is unknown";
     match mirrored {
         Some(mirrored) => match mirrored.state {
-            NodeState::Synchronized => None,
+            // Records of a job that was catching up go when it is proved complete; its subscription stays only then.
+            NodeState::Synchronized | NodeState::CatchingUp => None,
             // Temporary causes are observed again.
             NodeState::Diverged => mirrored.error.clone().filter(|error| error.contains(ANEW)),
             NodeState::Uninitialized
             | NodeState::Preparing
             | NodeState::Copying
-            | NodeState::CatchingUp
             | NodeState::Failed
             | NodeState::Reinitializing => Some(format!(
                 "{unproved}: it was {} when it last heard from its coordinator",

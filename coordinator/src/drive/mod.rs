@@ -37,6 +37,7 @@ mod locks;
 mod log;
 mod new_tables;
 mod orders;
+mod outdated;
 mod query;
 mod reachability;
 mod rebuild;
@@ -148,6 +149,8 @@ pub struct Driver<S> {
     /// The time of the last tick.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
+    /// Jobs that were read from the store, until their targets have said what they are.
+    held_back: BTreeSet<JobId>,
     /// Stored snapshots, and those being made.
     snapshots: BTreeMap<SnapshotId, snapshots::Stored>,
     /// Snapshots that were forgotten, oldest first; at most [`FORGOTTEN_KEPT`](crate::store::FORGOTTEN_KEPT).
@@ -248,6 +251,7 @@ impl<S: Store> Driver<S> {
             cluster_lease: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
+            held_back: BTreeSet::new(),
             snapshots: loaded
                 .snapshots
                 .into_iter()

@@ -283,6 +283,7 @@ impl<S: Store> Driver<S> {
             live.waiting.push(ticket);
         }
         self.log(note.field("operator", operator), now);
+        self.cancels_held_back(id, now);
         if let Err(refused) = self.step(id, JobEvent::Cancel { data }, now) {
             let mut fault = Fault::new(FaultKind::Failed, refused.to_string());
             if let Some(live) = self.jobs.get_mut(&id) {

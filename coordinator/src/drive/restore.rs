@@ -55,6 +55,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
         let id = job.id;
         let now = self.clock.now();
+        self.hold_back(&job);
         let (copied, times) = self.recount(&job)?;
         let end = self.store.job(id)?.and_then(|stored| stored.end);
         self.adopt(job, copied, now);

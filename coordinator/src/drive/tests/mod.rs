@@ -11,6 +11,7 @@ mod identity;
 mod keeping;
 mod leftovers;
 mod missing;
+mod outdated;
 mod recorded;
 mod repair;
 mod requests;

@@ -208,6 +208,10 @@ impl Owned {
         let earlier = job.earlier.iter().map(|epoch| epoch.replication.clone());
         for replication in earlier.chain([job.replication()]) {
             self.slots.insert(replication.slot.as_str().to_owned());
+            // Its slot decodes by the publication that it was made with.
+            let made_with = replication.shared().map(|made| made.name());
+            self.names
+                .extend(made_with.map(|name| name.as_str().to_owned()));
             let name = replication.name().as_str().to_owned();
             self.names.insert(format!("{name}_stopped"));
             self.names.insert(name);

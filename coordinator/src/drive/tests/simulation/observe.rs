@@ -50,7 +50,6 @@ impl Cluster {
         agent.say(AgentMessage::Prepared(prepared));
         let lineage = lineage(server);
         if let Some(session) = &mut agent.session
-            && self.store_lost
             && session.lineage.as_ref() != Some(&lineage)
         {
             session.lineage = Some(lineage.clone());

@@ -84,6 +84,8 @@ pub(super) struct World {
     pub(super) facts: SourceFacts,
     /// What agents ask for that register from now on.
     pub(super) sequence_interval_seconds: u32,
+    /// Whether agents say nothing of their lineage when they register, although jobs wait for it.
+    pub(super) silent: bool,
 }
 
 impl World {
@@ -99,6 +101,7 @@ impl World {
             missing: MissingObjects::default(),
             facts: SourceFacts::default(),
             sequence_interval_seconds: 0,
+            silent: false,
         };
         for name in nodes {
             world.join(name);
@@ -122,6 +125,7 @@ impl World {
             missing,
             facts,
             sequence_interval_seconds,
+            silent,
             ..
         } = self;
         drop(driver);
@@ -140,6 +144,7 @@ impl World {
             missing,
             facts,
             sequence_interval_seconds,
+            silent,
         };
         world.skip(skipped.as_secs());
         world
@@ -197,6 +202,9 @@ impl World {
         }]);
         for (command, outcome) in kept {
             self.say(name, AgentMessage::Finished { command, outcome });
+        }
+        if !self.driver.held_back.is_empty() && !self.silent {
+            self.say(name, AgentMessage::Lineage(Box::default()));
         }
         self.listen();
     }
