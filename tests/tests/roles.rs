@@ -215,6 +215,61 @@ fn the_search_path_of_a_hostile_database_gains_its_owner_nothing() -> Result<()>
     Ok(())
 }
 
+/// Texts that end elsewhere, and become statements, in a session without `standard_conforming_strings`.
+const ENDS_EARLY: &str = r"
+    SET ROLE app_owner;
+    CREATE TABLE public.quoted (id integer PRIMARY KEY, v text,
+        CONSTRAINT ends CHECK (v <> $a$\'::text)); ALTER ROLE app_owner SUPERUSER; --$a$));
+    INSERT INTO public.quoted VALUES (1, 'a');
+    CREATE INDEX ends_too ON public.quoted (id) WHERE v <> $a$\'::text); ALTER ROLE app_owner SUPERUSER; --$a$";
+
+#[test]
+fn texts_in_definitions_end_where_they_should_whatever_the_owner_of_a_database_sets() -> Result<()>
+{
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        database.sql("CREATE ROLE app_owner")?;
+        let name = database.name();
+        database.sql(&format!(
+            "ALTER DATABASE {name} OWNER TO app_owner; ALTER SCHEMA public OWNER TO app_owner"
+        ))?;
+    }
+    source.sql(ENDS_EARLY)?;
+    let off = |database: &Database| {
+        let name = database.name();
+        let off = "SET standard_conforming_strings = off";
+        database.sql(&format!("ALTER DATABASE {name} {off}"))
+    };
+    let gained_nothing = || -> Result<()> {
+        let rights = "SELECT rolsuper FROM pg_roles WHERE rolname = 'app_owner'";
+        for database in [&source, &target] {
+            assert_eq!(database.sql(rights)?, "f", "{}", database.name());
+        }
+        Ok(())
+    };
+    off(&target)?;
+    cluster.init(&[])?.expect(0)?;
+    gained_nothing()?;
+    // The setting itself does not go to the target by itself.
+    let name = target.name().to_owned();
+    target.sql(&format!("ALTER DATABASE {name} RESET ALL"))?;
+    off(&source)?;
+    cluster
+        .cli(&["detach", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    target.sql("DROP TABLE public.quoted")?;
+    let output = cluster.init(&[])?.expect(0)?;
+    gained_nothing()?;
+    assert!(
+        output.text().contains("standard_conforming_strings"),
+        "{output}"
+    );
+    let set = "SELECT count(*) FROM pg_db_role_setting";
+    assert_eq!(target.sql(set)?, "0");
+    compare::rows(&source, &target)?.none()
+}
+
 #[test]
 fn a_table_that_may_not_be_read_costs_itself_and_a_repair_names_the_rights_that_it_lacks()
 -> Result<()> {

@@ -27,7 +27,9 @@ pub(crate) fn sync() -> String {
 /// before PostgreSQL's own, as with an empty path. Formats: text means the same on any server.
 /// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error instead of missing rows.
 /// `lc_monetary`: `money` as text reads back as the same number. `jit`: a query of a large catalog is expected
-/// to cost much and takes milliseconds, less than compiling it. `default_transaction_read_only`: a database that a
+/// to cost much and takes milliseconds, less than compiling it. `standard_conforming_strings`, `backslash_quote`,
+/// `transform_null_equals`: definitions that a server printed mean the same when they are run, and end where they should,
+/// whatever the owner of the database has set. `default_transaction_read_only`: a database that a
 /// switchover has closed to applications is not closed to us.
 pub(super) fn statements(version: u32) -> String {
     let mut sql = format!("{DURABLE}; ")
@@ -35,7 +37,8 @@ pub(super) fn statements(version: u32) -> String {
          SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
          SET search_path = pg_catalog, pg_temp; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
-         SET lc_monetary = 'C'; SET array_nulls = on; \
+         SET lc_monetary = 'C'; SET array_nulls = on; SET standard_conforming_strings = on; \
+         SET backslash_quote = safe_encoding; SET transform_null_equals = off; \
          SET row_security = off; SET synchronize_seqscans = off; SET jit = off";
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");

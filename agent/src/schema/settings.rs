@@ -17,6 +17,9 @@ use crate::task::Task;
 /// The stage number of undo statements in `steep_repl.deferred_objects`; no stage that is built.
 const UNDONE: i16 = 100;
 
+/// Changes where quoted text ends, and so what statements of other programs do: never carried over.
+const STRINGS: &str = "standard_conforming_strings";
+
 /// Skips, and reports, what the target's database sets itself or the role may not set.
 pub(crate) async fn carry_over(
     task: &Task,
@@ -41,6 +44,12 @@ pub(crate) async fn carry_over(
             left.push(format!(
                 "{} (it names pg_catalog after other schemas, whose operators would replace PostgreSQL's own)",
                 wanted.name
+            ));
+            continue;
+        }
+        if wanted.name.eq_ignore_ascii_case(STRINGS) {
+            left.push(format!(
+                "{STRINGS} (with it off, quoted text in statements of other programs ends elsewhere)"
             ));
             continue;
         }
