@@ -42,8 +42,16 @@ pub(crate) fn planned(
         true => String::new(),
         false => format!("{}\n", table(&header, &rows, paint)),
     };
+    let unread = |report: &VerifyReport| {
+        let mut unequal = report.tables.iter().filter(|table| !table.is_equal());
+        unequal.all(|table| table.is_unreadable())
+    };
     text.push_str(&match (rows.len(), total) {
-        (0, _) => paint.green(&format!("{b} has the rows of {a}: nothing to write")),
+        (0, _) if report.is_none() => "the plan lists no rows: nothing to write".to_owned(),
+        (0, _) => paint.green(&format!("nothing differs: {b} has the rows of {a}")),
+        (_, 0) if report.is_some_and(unread) => {
+            paint.yellow("nothing differs in the tables that could be read")
+        }
         (_, 0) => paint.red(&format!(
             "{b} differs from {a}, and nothing of it can be repaired"
         )),
@@ -108,7 +116,8 @@ pub(crate) fn planned_json(
             .collect(),
     };
     let rows: usize = plan.values().flatten().sum();
-    let equal = report.is_none_or(VerifyReport::is_equal) && rows == 0;
+    // A plan alone says nothing of rows that it does not list.
+    let equal = report.map(|report| report.is_equal() && rows == 0);
     json!({ "tables": tables, "rows": rows, "plan": path, "equal": equal })
 }
 

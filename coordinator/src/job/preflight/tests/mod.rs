@@ -56,6 +56,20 @@ fn walk_from(start: fn() -> World, cases: &[(&str, Severity, Defect)]) {
                 "{code}: {finding:?}"
             );
         }
+        // Who adds tables is not told of flags that only init has.
+        world.spec.method = Method::Add;
+        for finding in world.judge() {
+            let texts = [&finding.what, &finding.why, &finding.fix];
+            for flag in [
+                "--exclude-table",
+                "--include-schema",
+                "--dry-run",
+                "--method",
+            ] {
+                let named = texts.iter().any(|text| text.contains(flag));
+                assert!(!named, "{code} names {flag}: {finding:?}");
+            }
+        }
     }
 }
 
