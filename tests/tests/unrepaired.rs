@@ -83,11 +83,16 @@ fn a_row_that_blocks_the_subscription_is_named_with_what_helps() -> Result<()> {
     source.sql("INSERT INTO item VALUES (40000, 'of the source')")?;
     wait::until_true("the cause to be known", LIMIT, || {
         let status = cluster.cli(&["status", "node_b"])?.expect(0)?.stdout;
-        Ok(status.contains("duplicate key value"))
+        Ok(status.contains("insert_exists") || status.contains("duplicate key value"))
     })?;
     let refused = repair(&cluster, &["--yes"])?.expect(1)?;
-    for said in ["public.item", "key (id)", "Delete it there"] {
-        ensure!(refused.stderr.contains(said), "{said}: {refused}");
+    let words = refused
+        .stderr
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for said in ["public.item", "Delete it there"] {
+        ensure!(words.contains(said), "{said}: {refused}");
     }
     ensure!(!refused.stderr.contains("of the replica"), "{refused}");
     target.sql("DELETE FROM item WHERE id = 40000")?;

@@ -308,7 +308,15 @@ mod tests {
         insta::assert_snapshot!(planned(None, &plan, nodes, Paint::Plain));
         let equal = VerifyReport::default();
         let nothing = planned(Some(&equal), &Planned::new(), nodes, Paint::Plain);
-        assert_eq!(nothing, "node_b has the rows of node_a: nothing to write\n");
+        assert_eq!(nothing, "nothing differs: node_b has the rows of node_a\n");
+        let listed = planned(None, &Planned::new(), nodes, Paint::Plain);
+        assert_eq!(listed, "the plan lists no rows: nothing to write\n");
+        let unread = VerifyReport {
+            tables: report().tables.split_off(4),
+            ..VerifyReport::default()
+        };
+        let text = planned(Some(&unread), &Planned::new(), nodes, Paint::Plain);
+        assert!(text.ends_with("in the tables that could be read\n"), "{text}");
         let json = planned_json(Some(&report()), &plan, Some(Path::new("p.jsonl")));
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap());
     }

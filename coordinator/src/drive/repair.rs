@@ -14,8 +14,13 @@ use super::query::Purpose;
 use super::{Driver, Ticket};
 use crate::store::Store;
 
-/// What PostgreSQL says of a row that is there already.
-const DUPLICATE: &str = "duplicate key value";
+/// What PostgreSQL says of a row that is there already; from 18 on it names the conflict.
+const DUPLICATE: [&str; 4] = [
+    "duplicate key value",
+    "conflict=insert_exists",
+    "conflict=update_exists",
+    "conflict=multiple_unique_conflicts",
+];
 
 /// A page that is being written.
 pub(super) struct Repairing {
@@ -64,10 +69,10 @@ impl<S: Store> Driver<S> {
         let Some(why) = failing else {
             return Ok(());
         };
-        let hint = match why.contains(DUPLICATE) {
+        let hint = match DUPLICATE.iter().any(|said| why.contains(said)) {
             true => format!(
                 "a row that {source} has inserted is on {target} already, where somebody else wrote it. Delete it there: \
-                 its table and columns are named above, its key is in PostgreSQL's log on {target} (DETAIL). The \
+                 its table is named above, its key is in PostgreSQL's log on {target} (DETAIL). The \
                  subscription tries again by itself and inserts the row of {source}; then run the command again"
             ),
             false => format!(

@@ -28,7 +28,9 @@ fn a_server_that_the_old_one_does_not_reach_is_named_before_anything_changes() -
         let refused = cluster.cli(&switchover(&["--reverse"]))?;
         Ok((refused.code != 6).then_some(refused))
     })?;
-    let plan = refused.expect(1)?.last_object()?;
+    let said = refused.expect(1)?.objects();
+    let plan = said.iter().find(|one| one["event"] == "switchover.plan");
+    let plan = plan.context("switchover.plan")?;
     let findings = plan["findings"].as_array().context("findings")?;
     let link = findings.iter().find(|found| found["code"] == "server_link");
     let link = link.with_context(|| plan.to_string())?;
@@ -51,7 +53,9 @@ fn without_way_back(cluster: &Cluster) -> Result<steep_tests::cluster::Output> {
     let limits = ["--reverse", "--terminate-after", "20s"];
     let running = begun(cluster, &switchover(&limits), "stop_writes")?;
     // Without a key, changes of this table cannot be replicated.
-    target.sql("ALTER TABLE \"Work\" DROP CONSTRAINT \"Work_pkey\"")?;
+    target.sql(
+        "SET default_transaction_read_only = off; ALTER TABLE \"Work\" DROP CONSTRAINT \"Work_pkey\"",
+    )?;
     drop(busy);
     let ended = running.finish(LIMIT)?.expect(1)?;
     ensure!(ended.text().contains("the way back is not"), "{ended}");
