@@ -44,7 +44,7 @@ pub(crate) fn planned(
     };
     let unread = |report: &VerifyReport| {
         let mut unequal = report.tables.iter().filter(|table| !table.is_equal());
-        unequal.all(|table| table.is_unreadable())
+        unequal.all(TableReport::is_unreadable)
     };
     text.push_str(&match (rows.len(), total) {
         (0, _) if report.is_none() => "the plan lists no rows: nothing to write".to_owned(),
