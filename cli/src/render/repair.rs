@@ -316,7 +316,10 @@ mod tests {
             ..VerifyReport::default()
         };
         let text = planned(Some(&unread), &Planned::new(), nodes, Paint::Plain);
-        assert!(text.ends_with("in the tables that could be read\n"), "{text}");
+        assert!(
+            text.ends_with("in the tables that could be read\n"),
+            "{text}"
+        );
         let json = planned_json(Some(&report()), &plan, Some(Path::new("p.jsonl")));
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap());
     }
