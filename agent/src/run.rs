@@ -33,6 +33,7 @@ use crate::session::{
 use crate::shutdown::Shutdown;
 use crate::stored::carried::Carried;
 use crate::switchover::Guard;
+use crate::verify::remove_origin;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -108,6 +109,8 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let steps = Arc::clone(&agent.switchover_steps);
     let guard = Guard::new(&config.node, &agent.conninfo, steps);
     tasks.spawn(guard.run(halt.clone()));
+    let conninfo = Arc::clone(&agent.conninfo);
+    tasks.spawn(remove_origin(conninfo, halt.clone()));
     let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {
         let sources = Sources {

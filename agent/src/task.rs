@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{
     Command, EarlierEpoch, PartDone, PartProgress, TargetCommand, WorkProgress, WorkUnit,
 };
 use steep_protocol::message::handover::Replication;
+use steep_protocol::message::verify::TableReport;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +116,8 @@ pub(crate) trait ProgressSink: Send + Sync + std::fmt::Debug {
     fn done(&self, job: JobId, done: PartDone);
     fn retried(&self, job: JobId);
     fn waiting(&self, job: JobId, parts: usize);
+    /// A comparison of rows has compared a table.
+    fn compared(&self, job: JobId, table: TableReport);
 }
 
 impl Progress {
@@ -133,6 +136,7 @@ impl Progress {
             fn done(&self, _: JobId, _: PartDone) {}
             fn retried(&self, _: JobId) {}
             fn waiting(&self, _: JobId, _: usize) {}
+            fn compared(&self, _: JobId, _: TableReport) {}
         }
         Self::new(Arc::new(Nowhere))
     }
@@ -199,5 +203,9 @@ impl Task {
 
     pub(crate) fn waiting(&self, parts: usize) {
         self.progress.inner.waiting(self.job, parts);
+    }
+
+    pub(crate) fn compared(&self, table: TableReport) {
+        self.progress.inner.compared(self.job, table);
     }
 }

@@ -26,5 +26,5 @@ pub use columns::{definition, fingerprint, line};
 pub use cut::bounded;
 pub use diff::{Comparison, Status, TableComparison, compare, creates, gates, named, place};
 pub use model::Schema;
-pub use plan::{Contents, Plan, at_stake, blocker, plan, review};
+pub use plan::{Contents, Plan, at_stake, blocker, parents_elsewhere, plan, review};
 pub use rows::{Unfindable, unfindable};

@@ -115,6 +115,20 @@ impl Schema {
         self
     }
 
+    /// Without types, schemas and extensions that `other` has not.
+    #[must_use]
+    pub fn without_others_than(mut self, other: &Self) -> Self {
+        self.objects.retain(|key, object| {
+            let alone = object.kind.is_type()
+                || matches!(
+                    object.kind,
+                    ObjectKind::Schema | ObjectKind::Extension | ObjectKind::ExtensionMember
+                );
+            !alone || other.objects.contains_key(key)
+        });
+        self
+    }
+
     /// Whether it has a schema of that name, or anything in one.
     #[must_use]
     pub fn has_schema(&self, schema: &Identifier) -> bool {

@@ -139,6 +139,8 @@ fn a_detach_without_the_source_or_struck_by_deaths_ends_clean() -> Result<()> {
         ensure!(left.contains(said), "{said}: {left}");
     }
     assert_eq!(cluster.state("node_b")?, "uninitialized");
+    let status = cluster.cli(&["status", "node_b"])?.expect(0)?.text();
+    ensure!(status.contains("still on node_a"), "{status}");
     residue::of_jobs(&target)?.none()?;
     assert_eq!(slots(&source)?, "1");
     cluster.start_agent("node_a")?;

@@ -10,7 +10,7 @@ use steep_schema::{Status, Unfindable, at_stake, compare, plan, review, unfindab
 
 use super::PeerFacts;
 use super::content::{add_owned, add_text};
-use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table_name};
+use crate::pg::catalog::{USER_RELATION, holding_rows, read_target_at_once, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -59,7 +59,7 @@ pub(super) async fn gather(
     let tables = tables(task, session).await?;
     facts.user_tables = tables.len() as u64;
     if peer.link.is_ok() && !tables.is_empty() {
-        let here = read_schema_at_once(session, filter).await?;
+        let here = read_target_at_once(session, filter, &peer.schema).await?;
         let mut suspects = Vec::new();
         for wanted in peer.schema.tables() {
             let Some(table) = tables.get(&wanted.name) else {

@@ -42,16 +42,22 @@ pub(crate) fn sha256(text: &str) -> String {
     format!("encode(sha256(convert_to({text}, 'UTF8')), 'hex')")
 }
 
-/// Whether the row with that `xmin` was written after the snapshot `since`. An `xmin` has 32 bits; its
-/// epoch is the current one, or the previous one where it would otherwise lie in the future.
-pub(crate) fn late(xid: &str, since: &str) -> String {
+/// An `xmin` as a number of 64 bits. It has 32; its epoch is the current one, or the previous one where it would
+/// otherwise lie in the future.
+pub(crate) fn whole_xid(xid: &str) -> String {
     let now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
     let number = format!("{xid}::text::bigint");
     format!(
-        "NOT pg_visible_in_snapshot((CASE WHEN {number} < ({now} & 4294967295) \
+        "(CASE WHEN {number} < ({now} & 4294967295) \
              THEN ({now} & ~4294967295) | {number} \
-             ELSE greatest((({now} & ~4294967295) | {number}) - 4294967296, 3) END)::text::xid8, ({since})::pg_snapshot)"
+             ELSE greatest((({now} & ~4294967295) | {number}) - 4294967296, 3) END)"
     )
+}
+
+/// Whether the row with that `xmin` was written after the snapshot `since`.
+pub(crate) fn late(xid: &str, since: &str) -> String {
+    let whole = whole_xid(xid);
+    format!("NOT pg_visible_in_snapshot({whole}::text::xid8, ({since})::pg_snapshot)")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

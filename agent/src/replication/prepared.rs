@@ -30,6 +30,7 @@ pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<Prepare
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = task.connect("prepare").await?;
     own_schema::install(&session).await.map_err(fault)?;
+    clear_unfinished(&session, task).await?;
     note(&session, task).await?;
     let mut made = Made::Nothing;
     let outcome = make(&session, task, expires_seconds, &mut made).await;
@@ -38,6 +39,24 @@ pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<Prepare
     }
     session.give_back().await;
     outcome
+}
+
+/// Drops what an attempt of the same order left whose process died: its note has the order's id.
+async fn clear_unfinished(session: &Session, task: &Task) -> Result<(), Fault> {
+    let sql = "SELECT EXISTS (SELECT FROM steep_repl.init_slots \
+         WHERE slot_name = $1 AND job = $2 AND source_node = $3 AND target_node IS NULL)";
+    let job = task.replication.id.to_string();
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&task.replication.slot.as_str(), &job, &task.node.as_str()];
+    let cleared = async {
+        if session.query_one(sql, &values).await?.try_get(0)? {
+            tidy(session, task, Made::Slot).await?;
+        }
+        Ok(())
+    };
+    cleared
+        .await
+        .map_err(|error: PgError| error.to_fault(&task.node))
 }
 
 /// What an attempt may have created.
@@ -432,7 +451,8 @@ async fn drop_noted(
 ) -> Result<Dropped, PgError> {
     let due = match why {
         Unwanted::Expired => "expires_at <= now()",
-        Unwanted::ByOperator => "lsn IS NOT NULL",
+        // Also what an attempt left whose process died.
+        Unwanted::ByOperator => "true",
     };
     let sql = format!(
         "SELECT 1 FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2 \

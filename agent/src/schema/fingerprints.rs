@@ -34,7 +34,7 @@ pub(crate) async fn compare_schemas(
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
     store(&conn, source, described, filter).await?;
-    let here = read(&conn, filter).await?;
+    let here = read(&conn, filter, described).await?;
     conn.give_back().await;
     let compared = compare(described, &here);
     // Only the plan's differences are used; it is not run.
@@ -42,9 +42,14 @@ pub(crate) async fn compare_schemas(
     Ok(review(&compared, &plan))
 }
 
-/// Reads this node's schema on that connection, in its transaction if there is one.
-pub(crate) async fn read(conn: &Conn, filter: &TableFilter) -> Result<Schema, Fault> {
-    let read = catalog::read_schema(&conn.session, filter).await;
+/// Reads this node's schema on that connection, in its transaction if there is one. It is a target of the node with the
+/// schema `source`.
+pub(crate) async fn read(
+    conn: &Conn,
+    filter: &TableFilter,
+    source: &Schema,
+) -> Result<Schema, Fault> {
+    let read = catalog::read_target_schema(&conn.session, filter, source).await;
     read.map_err(|error| conn.fault(&error))
 }
 

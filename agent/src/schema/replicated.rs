@@ -45,7 +45,7 @@ pub(crate) async fn compare_replicated(
     let subscribed = rows.iter().map(|row| catalog::table_name(row, 0));
     let subscribed: Result<BTreeSet<TableName>, _> = subscribed.collect();
     let subscribed = subscribed.map_err(|error| conn.fault(&error))?;
-    let here = read(&conn, filter).await?;
+    let here = read(&conn, filter, described).await?;
     conn.give_back().await;
     let all = drifted(described, &here, &name, &subscribed);
     Ok(SchemaReview {

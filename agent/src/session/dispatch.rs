@@ -15,7 +15,7 @@ use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::message::verify::VerifyTables;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, TableName};
 use steep_schema::Schema;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -133,6 +133,13 @@ impl Agent {
             }) => {
                 let listed = snapshot::list(task, replication, &filter).await?;
                 Ok(Outcome::Listed(listed))
+            }
+            Command::Node(NodeCommand::CheckFollowed {
+                replication,
+                tables,
+            }) => {
+                snapshot::check_followed(task, replication, &tables).await?;
+                Ok(Outcome::Done)
             }
             Command::Node(NodeCommand::CheckPlace { location }) => {
                 stored::check_place(&location, &self.node).await?;
@@ -355,7 +362,8 @@ impl Agent {
                 filter,
                 what,
             } => self.compare(task, source, (filter, what)).await,
-            TargetCommand::Verify(request) => self.verify(task, *request).await,
+            TargetCommand::Verify(request) => self.verify(task, (*request, Vec::new())).await,
+            TargetCommand::VerifyRest(request, done) => self.verify(task, (*request, done)).await,
             TargetCommand::Repair(request) => self.repair(task, *request).await,
             TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
         }
@@ -394,8 +402,12 @@ impl Agent {
         repaired.map(|report| Outcome::Repaired(Box::new(report)))
     }
 
-    async fn verify(&self, task: &Task, request: VerifyTables) -> Result<Outcome, Fault> {
-        let remote = self.remote(task, request.source.clone());
+    async fn verify(
+        &self,
+        task: &Task,
+        request: (VerifyTables, Vec<TableName>),
+    ) -> Result<Outcome, Fault> {
+        let remote = self.remote(task, request.0.source.clone());
         let compared = Box::pin(compare_rows(task, remote, request)).await;
         self.reports.forget(task.job);
         Ok(Outcome::Compared(Box::new(compared?)))

@@ -8,6 +8,7 @@ use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
 use steep_protocol::message::handover::SlotName;
+use steep_protocol::message::verify::TableReport;
 use steep_protocol::report_interval::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 use tokio::sync::watch;
@@ -45,6 +46,8 @@ struct JobReport {
     told: usize,
     retries: u64,
     waiting: usize,
+    /// Tables that a comparison has compared, and that were not told yet.
+    compared: Vec<TableReport>,
 }
 
 /// What waits, over all jobs.
@@ -82,6 +85,9 @@ impl Reports {
                 });
             }
             report.told = report.done.len();
+            let compared = report.compared.drain(..).map(Box::new);
+            messages
+                .extend(compared.map(|report| AgentMessage::TableCompared { job: *job, report }));
             if std::mem::take(&mut report.changed)
                 && let Some(phase) = report.phase
             {
@@ -229,6 +235,13 @@ impl ProgressSink for Reports {
         self.with(job, |report| {
             report.waiting = parts;
             News::Growth
+        });
+    }
+
+    fn compared(&self, job: JobId, table: TableReport) {
+        self.with(job, |report| {
+            report.compared.push(table);
+            News::Event
         });
     }
 }

@@ -78,7 +78,7 @@ pub(crate) async fn publication_statuses(
 fn leaves() -> String {
     format!(
         "WITH RECURSIVE ours AS MATERIALIZED ( \
-             SELECT p.oid, p.pubname::text AS name, {since} AS since, {number} AS mark \
+             SELECT p.oid, p.pubname::text AS name, {since} AS since, {number} AS mark, p.xmin AS born \
              FROM pg_publication p \
              CROSS JOIN LATERAL (SELECT {mark} AS mark) AS m \
              WHERE starts_with(p.pubname::text, $1) AND m.mark IS NOT NULL \
@@ -162,6 +162,16 @@ fn made_late(relation: &str, since: &str) -> String {
     )
 }
 
+/// Whether a table is younger than the publication `o`, or than its mark.
+fn made_since(relation: &str) -> String {
+    format!(
+        "({} OR (SELECT {} > {} FROM pg_attribute a WHERE a.attrelid = {relation} AND a.attnum = -1))",
+        made_late(relation, "o.since"),
+        mark::whole_xid("a.xmin"),
+        mark::whole_xid("o.born"),
+    )
+}
+
 async fn joined(session: &Session, leaves: &str) -> Result<Vec<(JobId, JoinedTable)>, PgError> {
     let sql = format!(
         "{leaves} SELECT name, schema_name, table_name, coalesce({}, true), by FROM leaves WHERE late ORDER BY 1, 2, 3",
@@ -190,7 +200,9 @@ async fn joined(session: &Session, leaves: &str) -> Result<Vec<(JobId, JoinedTab
     Ok(found)
 }
 
-/// Tables created after the mark and not published; for partitions only their root, where that is new too.
+/// Tables created after the publication or its mark and not published; for partitions only their root, where that is
+/// new too. The mark alone would not do: it is renewed when other tables join or leave. The publication's own row stays as
+/// it was made.
 async fn appeared(session: &Session, leaves: &str) -> Result<Vec<(JobId, TableName)>, PgError> {
     let sql = format!(
         "{leaves} SELECT o.name, n.nspname::text, c.relname::text \
@@ -200,8 +212,8 @@ async fn appeared(session: &Session, leaves: &str) -> Result<Vec<(JobId, TableNa
              AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition \
                  AND {parent_made}) \
          ORDER BY 1, 2, 3",
-        made = made_late("c.oid", "o.since"),
-        parent_made = made_late("i.inhparent", "o.since"),
+        made = made_since("c.oid"),
+        parent_made = made_since("i.inhparent"),
     );
     let rows = session
         .query_typed(&sql, &[(&ReplicationNames::PREFIX, Type::TEXT)])

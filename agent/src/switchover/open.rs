@@ -101,7 +101,13 @@ fn left(note: &Note, whose: &Whose) -> WriteState {
 
 async fn put_back(session: &Session, note: &Note, whose: &Whose) -> Result<WriteState, PgError> {
     let database = note::database(session).await?;
-    let sql = note::put_back(&database, note.previous.as_deref());
+    let previous = note.previous.as_deref();
+    let previous = match whose {
+        // It takes writes now, although sessions may have been read-only before a replica was opened.
+        Whose::Any(_) => previous.filter(|value| !note::is_on(Some(value))),
+        Whose::Own(_) | Whose::Overdue => previous,
+    };
+    let sql = note::put_back(&database, previous);
     let id = match whose {
         Whose::Any(id) | Whose::Own(id) => id.clone(),
         Whose::Overdue => note.switchover.to_string(),

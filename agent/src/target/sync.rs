@@ -15,7 +15,8 @@ use steep_protocol::message::peer::TablePlan;
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference, Subject};
 use steep_protocol::{Fault, FaultKind, Retry, TableName};
 use steep_schema::{
-    Comparison, Plan, Schema, at_stake, blocker, compare, creates, gates, named, plan,
+    Comparison, Plan, Schema, at_stake, blocker, compare, creates, gates, named, parents_elsewhere,
+    plan,
 };
 use tokio_postgres::error::SqlState;
 
@@ -23,7 +24,7 @@ use super::{SchemaRequest, existing};
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Origin, Progress};
 use crate::pg::PgError;
-use crate::pg::catalog::{holding_rows, read_schema_at_once};
+use crate::pg::catalog::{holding_rows, read_target_at_once};
 use crate::schema::fingerprints::read;
 use crate::schema::objects;
 use crate::task::Task;
@@ -41,12 +42,15 @@ pub(super) async fn settle(
     request: &SchemaRequest,
     tables: &[TablePlan],
 ) -> Result<Vec<Finding>, Fault> {
-    let here = read_schema_at_once(&conn.session, &request.filter).await;
+    let here = read_target_at_once(&conn.session, &request.filter, &request.described).await;
     let here = here.map_err(|error| conn.fault(&error))?;
     let compared = compare(&request.described, &here);
     let differing: Vec<&SchemaDifference> = compared.differences().filter(|d| gates(d)).collect();
     if differing.is_empty() {
         return Ok(Vec::new());
+    }
+    if request.absent == AbsentTables::Created {
+        check_parents(conn, request, &here).await?;
     }
     let mode = match request.absent {
         AbsentTables::Created if differing.iter().all(|d| creates(d)) => SchemaMode::Auto,
@@ -77,13 +81,34 @@ pub(super) async fn settle(
     }
 }
 
+/// Fails, naming it, where a table would be created whose parent is not here.
+async fn check_parents(conn: &Conn, request: &SchemaRequest, here: &Schema) -> Result<(), Fault> {
+    for (table, parent) in parents_elsewhere(&request.described) {
+        if here.table(&table).is_some() {
+            continue;
+        }
+        let sql = "SELECT to_regclass($1) IS NOT NULL";
+        let quoted = parent.quoted();
+        if conn.row(sql, &[&quoted]).await?.get(0) {
+            continue;
+        }
+        let text = format!("{table} is a partition or child of {parent}, which is not there");
+        return Err(conn
+            .own(Fault::new(FaultKind::Failed, text))
+            .hint(format!(
+                "name {parent} instead: a partitioned table is added with all its partitions; nothing was changed"
+            )));
+    }
+    Ok(())
+}
+
 /// Compares some tables again, after the source's may have been altered. Fails with `SchemaMismatch`.
 pub(super) async fn check_tables(
     conn: &Conn,
     request: &SchemaRequest,
     tables: &HashSet<&TableName>,
 ) -> Result<(), Fault> {
-    let here = read_schema_at_once(&conn.session, &request.filter).await;
+    let here = read_target_at_once(&conn.session, &request.filter, &request.described).await;
     let here = here.map_err(|error| conn.fault(&error))?;
     let compared = compare(&request.described, &here);
     // Indexes and constraints are put aside while rows are loaded.
@@ -255,7 +280,7 @@ const HOLDERS: &str = r#"SELECT format('%s on %s.%s', CASE WHEN l.pid IS NULL TH
 
 /// Whether the schema matches now; tolerated differences stay.
 async fn check(conn: &Conn, request: &SchemaRequest) -> Result<(), Fault> {
-    let here = read(conn, &request.filter).await?;
+    let here = read(conn, &request.filter, &request.described).await?;
     let compared = compare(&request.described, &here);
     let left = plan(&request.described, &here, &compared, &|_| true);
     if left.statements.is_empty() && left.unplanned.is_empty() {

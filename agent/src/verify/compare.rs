@@ -19,7 +19,7 @@ use super::examples::size_of;
 use super::fence::Following;
 use super::plan::Room;
 use super::pool::Pool;
-use super::progress::Progress;
+use super::progress::{News, Progress};
 use super::table::{Compared, Comparison};
 use crate::pg::PgError;
 use crate::task::Task;
@@ -41,18 +41,22 @@ impl Dial for Local {
     }
 }
 
-/// Compares the rows of `source`, the other node, with this node's.
+/// Compares the rows of `source`, the other node, with this node's, in all tables but those that are `done`.
 ///
 /// # Errors
 /// The fault of the side that could not be read. Differences are no fault.
 pub(crate) async fn compare_rows<A: Dial>(
     task: &Task,
     source: A,
-    request: VerifyTables,
+    (request, done): (VerifyTables, Vec<TableName>),
 ) -> Result<VerifyReport, Fault> {
     let here = Local(task.clone(), RowAccess::Compare(request.values));
     let reporting = task.clone();
-    let report = move |work| reporting.work(Phase::Copy, work);
+    let report = move |news| match news {
+        News::Work(work) => reporting.work(Phase::Copy, work),
+        News::Table(table) => reporting.compared(table),
+    };
+    let request = (request, done);
     let compared = Box::pin(compare((source, here), &task.node, request, report));
     tokio::select! {
         compared = compared => compared,
@@ -67,8 +71,8 @@ pub(crate) async fn compare_rows<A: Dial>(
 pub(super) async fn compare<A: Dial, B: Dial>(
     (a, b): (A, B),
     node: &NodeId,
-    request: VerifyTables,
-    report: impl Fn(steep_protocol::message::agent::WorkProgress) + Send + Sync + 'static,
+    (request, done): (VerifyTables, Vec<TableName>),
+    report: impl Fn(News) + Send + Sync + 'static,
 ) -> Result<VerifyReport, Fault> {
     let VerifyTables {
         source,
@@ -82,6 +86,8 @@ pub(super) async fn compare<A: Dial, B: Dial>(
     let b = Pool::new(node.clone(), b, parallel, max_rate);
     let follows = subscriptions(&a, &b).await?;
     let mut sizes = list(&a, &b, &tables, &follows).await?;
+    let done: BTreeSet<TableName> = done.into_iter().collect();
+    sizes.retain(|name, _| !done.contains(name));
     let mut results = Results::default();
     if comparing == Comparing::Repair {
         if follows.is_empty() {
@@ -171,7 +177,7 @@ impl Default for Results {
 }
 
 impl Results {
-    fn add(&mut self, compared: Compared) {
+    fn add(&mut self, compared: Compared) -> &TableReport {
         let Compared {
             report: mut table,
             planned,
@@ -185,8 +191,9 @@ impl Results {
         self.examples -= table.examples.len();
         table.columns.truncate(self.columns);
         self.columns -= table.columns.len();
-        self.tables.push(table);
         self.planned.extend(planned);
+        self.tables.push(table);
+        &self.tables[self.tables.len() - 1]
     }
 
     /// A table that could not be read costs itself alone.
@@ -225,7 +232,13 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let mut unread = Vec::new();
         while let Some((name, outcome)) = compared.next().await {
             match outcome {
-                Ok(table) => results.add(table),
+                Ok(table) => {
+                    let table = results.add(table);
+                    // A plan is made of all tables at once.
+                    if self.comparing != Comparing::Repair {
+                        self.progress.compared(table.clone());
+                    }
+                }
                 Err(fault) if is_about(&fault, &name) => unread.push((name, fault)),
                 Err(fault) => return Err(fault),
             }

@@ -40,7 +40,7 @@ use steep_protocol::message::verify::{VerifyAsk, VerifyReply};
 
 pub(crate) use answer::Answerer;
 pub(crate) use compare::compare_rows;
-pub(crate) use repair::repair_rows;
+pub(crate) use repair::{remove_origin, repair_rows};
 
 /// One conversation with one side.
 pub(crate) trait Ask: std::fmt::Debug + Send {

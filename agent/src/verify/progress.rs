@@ -5,13 +5,23 @@ use std::sync::Mutex;
 
 use steep_protocol::TableName;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
+use steep_protocol::message::verify::TableReport;
 
 use super::catalog::PAGE;
 use crate::mutex::lock;
 
+/// What is told of a comparison before its end.
+#[derive(Debug)]
+pub(super) enum News {
+    /// How far it is.
+    Work(WorkProgress),
+    /// What came of a table.
+    Table(TableReport),
+}
+
 /// Counts what is read, and reports it.
 pub(super) struct Progress {
-    report: Box<dyn Fn(WorkProgress) + Send + Sync>,
+    report: Box<dyn Fn(News) + Send + Sync>,
     work: Mutex<WorkProgress>,
     tables: usize,
 }
@@ -28,7 +38,7 @@ impl Progress {
     /// Before so many bytes of so many tables are read.
     pub(super) fn new(
         (total, tables, workers): (u64, usize, u8),
-        report: impl Fn(WorkProgress) + Send + Sync + 'static,
+        report: impl Fn(News) + Send + Sync + 'static,
     ) -> Self {
         let work = WorkProgress {
             done: 0,
@@ -75,6 +85,11 @@ impl Progress {
             work.total = work.total.max(work.done);
             work.clone()
         };
-        (self.report)(work);
+        (self.report)(News::Work(work));
+    }
+
+    /// A table is compared.
+    pub(super) fn compared(&self, table: TableReport) {
+        (self.report)(News::Table(table));
     }
 }

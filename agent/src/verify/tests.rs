@@ -271,7 +271,9 @@ async fn reported(world: World, comparing: Comparing) -> VerifyReport {
         max_rate: None,
     };
     let sides = (Fake(Arc::clone(&world), false), Fake(world, true));
-    let report = compare(sides, &node("b"), request, |_| {}).await.unwrap();
+    let report = compare(sides, &node("b"), (request, Vec::new()), |_| {})
+        .await
+        .unwrap();
     assert_eq!(report.relation, Relation::Replicates);
     report
 }

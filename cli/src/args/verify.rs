@@ -128,8 +128,8 @@ is written only while both nodes have what the plan saw, and B has applied every
 are then compared again; exit code 3 if something still differs, also with --dry-run.
 
 With --dry-run --plan FILE, the plan is written to a new FILE: a line for each row, with its key, and no other
-values. Lines may be taken out. With --plan FILE alone, exactly the rows in FILE are written. Without a FILE
-that exists, rows are compared first.
+values. Lines may be taken out. With --plan FILE alone, exactly the rows in FILE are written; if there is no
+such file, it is made and nothing else, and with --yes that is an error.
 
 Examples:
   steep-repl repair node_a node_b --dry-run --plan plan.jsonl

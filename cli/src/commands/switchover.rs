@@ -1,17 +1,22 @@
 //! `steep-repl switchover`: what speaks against it, then the switchover, for as long as the command runs.
 
+use std::time::Duration;
+
 use steep_protocol::FaultKind;
 use steep_protocol::message::api::{ApiReply, Order, Query};
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::switchover::{SwitchoverSpec, SwitchoverView};
+use steep_protocol::message::switchover::{SwitchoverSpec, SwitchoverStep, SwitchoverView};
 
-use super::Context;
+use super::{Context, nodes};
 use crate::args::SwitchoverArgs;
 use crate::client::{Client, ReplyError};
 use crate::failure::{self, Failure};
 use crate::render::{findings, switchover};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal, print, print_json, print_line, tell};
+
+/// How often an interrupted command looks at how the switchover ends.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Shows the findings, asks on a terminal, and follows the switchover until its end.
 pub(super) async fn run(args: SwitchoverArgs, context: &Context) -> Result<u8, Failure> {
@@ -56,10 +61,7 @@ pub(super) async fn run(args: SwitchoverArgs, context: &Context) -> Result<u8, F
             return Err(Failure::new(FaultKind::Cancelled, "nothing was changed").on(&spec.to));
         }
     }
-    let followed = tokio::select! {
-        followed = follow(&client, &spec, terminal) => followed,
-        _ = signals.next() => Err(interrupted(&spec)),
-    };
+    let followed = follow(&client, &spec, terminal, &mut signals).await;
     // The coordinator undoes a switchover that is not decided once nobody is connected.
     client.close().await;
     let view = followed?;
@@ -67,16 +69,16 @@ pub(super) async fn run(args: SwitchoverArgs, context: &Context) -> Result<u8, F
         true => print_json(&switchover::completed_json(&view)),
         false => print(&switchover::completed(&view)),
     }
-    Ok(failure::SUCCESS)
-}
-
-fn interrupted(spec: &SwitchoverSpec) -> Failure {
-    let text = format!(
-        "interrupted: {} gets its writes back, unless it had given them away already",
-        spec.from
-    );
-    let hint = format!("steep-repl status {} shows which", spec.from);
-    Failure::new(FaultKind::Cancelled, text).hint(hint)
+    match view.fault {
+        None => Ok(failure::SUCCESS),
+        Some(fault) => {
+            let text = format!(
+                "the switchover is done, and {} takes writes; the way back is not: {}",
+                view.to, fault.message
+            );
+            Err(Failure::new(FaultKind::Failed, text).hint(fault.hint))
+        }
+    }
 }
 
 async fn plan(spec: &SwitchoverSpec, client: &Client) -> Result<Vec<Finding>, Failure> {
@@ -92,26 +94,31 @@ async fn plan(spec: &SwitchoverSpec, client: &Client) -> Result<Vec<Finding>, Fa
     })
 }
 
-/// Shows each step; returns how it was when it was completed.
+/// Shows each step; returns how it was when it was completed. Interrupted, it has the switchover undone, unless it is
+/// decided, and waits for its end.
 async fn follow(
     client: &Client,
     spec: &SwitchoverSpec,
     terminal: Terminal,
+    signals: &mut Signals,
 ) -> Result<SwitchoverView, Failure> {
     let order = Order::Switchover(Box::new(spec.clone()));
     let mut replies = client.ask(order).await?;
-    let mut last: Option<Box<SwitchoverView>> = None;
+    let mut shown = Shown {
+        last: None,
+        terminal,
+    };
     loop {
-        match replies.next().await {
-            Ok(Some(ApiReply::Switchover(view))) => {
-                let news = last.as_ref().is_none_or(|last| last.step != view.step);
-                if news && terminal.json {
-                    print_json(&switchover::step_json(&view));
-                } else if news {
-                    print_line(&switchover::step(&view));
-                }
-                last = Some(view);
+        let reply = tokio::select! {
+            reply = replies.next() => reply,
+            _ = signals.next() => {
+                // Nobody waits for it from here on: the coordinator undoes it.
+                drop(replies);
+                return interrupted(client, spec, shown, signals).await;
             }
+        };
+        match reply {
+            Ok(Some(ApiReply::Switchover(view))) => shown.show(view),
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(ReplyError::Refused(failure)) => return Err(failure),
@@ -124,8 +131,80 @@ async fn follow(
             }
         }
     }
-    last.map(|view| *view).ok_or_else(|| {
+    shown.last.map(|view| *view).ok_or_else(|| {
         let text = "the coordinator did not say how the switchover ended";
         Failure::new(FaultKind::Failed, text).on(&spec.to)
     })
+}
+
+/// The steps that were shown.
+struct Shown {
+    last: Option<Box<SwitchoverView>>,
+    terminal: Terminal,
+}
+
+impl Shown {
+    fn show(&mut self, view: Box<SwitchoverView>) {
+        let news = self.last.as_ref().is_none_or(|last| last.step != view.step);
+        if news && self.terminal.json {
+            print_json(&switchover::step_json(&view));
+        } else if news {
+            print_line(&switchover::step(&view));
+        }
+        self.last = Some(view);
+    }
+}
+
+/// Waits until the switchover is undone or, if it was decided before, completed.
+async fn interrupted(
+    client: &Client,
+    spec: &SwitchoverSpec,
+    mut shown: Shown,
+    signals: &mut Signals,
+) -> Result<SwitchoverView, Failure> {
+    let Some(id) = shown.last.as_ref().map(|view| view.switchover_id) else {
+        return Err(left(spec));
+    };
+    tell("interrupted: waiting for how the switchover ends; once more leaves it alone");
+    let mut decided = false;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = signals.next() => return Err(left(spec)),
+        }
+        let nodes = nodes::ask(client, Some(&spec.from)).await?;
+        let mut views = nodes.into_iter().filter_map(|node| node.switchover);
+        let Some(view) = views.find(|view| view.switchover_id == id) else {
+            return Err(left(spec));
+        };
+        if !decided && view.step > SwitchoverStep::Decide && view.step <= SwitchoverStep::Completed
+        {
+            decided = true;
+            tell(&format!(
+                "{} had given its writes away already: the switchover goes on",
+                spec.from
+            ));
+        }
+        shown.show(view.clone());
+        match view.step {
+            SwitchoverStep::Completed => return Ok(*view),
+            SwitchoverStep::Undone => {
+                let text = format!(
+                    "interrupted, and undone: {} takes writes as before",
+                    spec.from
+                );
+                return Err(Failure::new(FaultKind::Cancelled, text));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn left(spec: &SwitchoverSpec) -> Failure {
+    let text = format!(
+        "interrupted: {} gets its writes back, unless it had given them away already",
+        spec.from
+    );
+    let hint = format!("steep-repl status {} shows which", spec.from);
+    Failure::new(FaultKind::Cancelled, text).hint(hint)
 }

@@ -97,6 +97,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
             | ApiReply::Repaired(_)
+            | ApiReply::TableCompared(_)
             | ApiReply::Fault(_) => {}
         }
     }

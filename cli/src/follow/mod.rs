@@ -10,9 +10,9 @@ mod reconnect;
 
 use std::collections::BTreeMap;
 
-use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, Order, ProgressView};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, Order, ProgressView, Query};
 use steep_protocol::message::job::CancelledData;
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{JobId, NodeId, NodeState};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -232,6 +232,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
             | ApiReply::Repaired(_)
+            | ApiReply::TableCompared(_)
             | ApiReply::Fault(_) => {}
         }
     }
@@ -302,6 +303,19 @@ impl<'a> Follower<'a> {
         running.cloned().collect()
     }
 
+    /// A node's state after a cancel: of one that follows, what it was before.
+    async fn state_of(&self, node: &NodeId) -> NodeState {
+        let query = Query::Nodes {
+            node: Some(node.clone()),
+        };
+        let replies = self.client.ask_all(query).await.unwrap_or_default();
+        let found = replies.into_iter().find_map(|reply| match reply {
+            ApiReply::Nodes(views) => views.first().map(|view| view.state),
+            _ => None,
+        });
+        found.unwrap_or(NodeState::Uninitialized)
+    }
+
     /// Cancels the jobs that have not ended, one by one. Another signal stops the waiting.
     async fn cancel(&mut self) -> Result<Outcome, Failure> {
         for node in self.running() {
@@ -323,7 +337,8 @@ impl<'a> Follower<'a> {
                     _ = self.signals.next() => return Ok(Outcome::Running(LeftBy::Signal)),
                 }
             }
-            self.display.cancelled(&node);
+            let state = self.state_of(&node).await;
+            self.display.cancelled(&node, state);
         }
         Ok(Outcome::Cancelled)
     }

@@ -42,8 +42,16 @@ pub(crate) fn planned(
         true => String::new(),
         false => format!("{}\n", table(&header, &rows, paint)),
     };
+    let unread = |report: &VerifyReport| {
+        let mut unequal = report.tables.iter().filter(|table| !table.is_equal());
+        unequal.all(TableReport::is_unreadable)
+    };
     text.push_str(&match (rows.len(), total) {
-        (0, _) => paint.green(&format!("{b} has the rows of {a}: nothing to write")),
+        (0, _) if report.is_none() => "the plan lists no rows: nothing to write".to_owned(),
+        (0, _) => paint.green(&format!("nothing differs: {b} has the rows of {a}")),
+        (_, 0) if report.is_some_and(unread) => {
+            paint.yellow("nothing differs in the tables that could be read")
+        }
         (_, 0) => paint.red(&format!(
             "{b} differs from {a}, and nothing of it can be repaired"
         )),
@@ -108,7 +116,8 @@ pub(crate) fn planned_json(
             .collect(),
     };
     let rows: usize = plan.values().flatten().sum();
-    let equal = report.is_none_or(VerifyReport::is_equal) && rows == 0;
+    // A plan alone says nothing of rows that it does not list.
+    let equal = report.map(|report| report.is_equal() && rows == 0);
     json!({ "tables": tables, "rows": rows, "plan": path, "equal": equal })
 }
 
@@ -299,7 +308,18 @@ mod tests {
         insta::assert_snapshot!(planned(None, &plan, nodes, Paint::Plain));
         let equal = VerifyReport::default();
         let nothing = planned(Some(&equal), &Planned::new(), nodes, Paint::Plain);
-        assert_eq!(nothing, "node_b has the rows of node_a: nothing to write\n");
+        assert_eq!(nothing, "nothing differs: node_b has the rows of node_a\n");
+        let listed = planned(None, &Planned::new(), nodes, Paint::Plain);
+        assert_eq!(listed, "the plan lists no rows: nothing to write\n");
+        let unread = VerifyReport {
+            tables: report().tables.split_off(4),
+            ..VerifyReport::default()
+        };
+        let text = planned(Some(&unread), &Planned::new(), nodes, Paint::Plain);
+        assert!(
+            text.ends_with("in the tables that could be read\n"),
+            "{text}"
+        );
         let json = planned_json(Some(&report()), &plan, Some(Path::new("p.jsonl")));
         insta::assert_snapshot!(serde_json::to_string_pretty(&json).unwrap());
     }

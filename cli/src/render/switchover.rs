@@ -46,12 +46,10 @@ pub(crate) fn completed(view: &SwitchoverView) -> String {
     let mut text = format!("writes were stopped for {}\n", seconds(view));
     if view.ended_sessions > 0 {
         let count = units::count(view.ended_sessions);
-        text.push_str(&format!(
-            "{count} sessions on {from} were ended in a transaction\n"
-        ));
+        text.push_str(&format!("sessions that were ended on {from}: {count}\n"));
     }
     match view.way_back {
-        WayBack::Follow if view.warnings.is_empty() => text.push_str(&format!(
+        WayBack::Follow if view.fault.is_none() => text.push_str(&format!(
             "{from} follows {to} and is read-only to applications; the way back: steep-repl switchover --from {to} --to {from}\n"
         )),
         WayBack::Follow | WayBack::None => {
@@ -83,7 +81,7 @@ pub(crate) fn status(view: &SwitchoverView) -> String {
                 (None, _) => String::new(),
             };
             format!(
-                "from {from} to {to}, at {at:.0}, by {}{reopen}",
+                "from {from} to {to}, at {at:.0}, by {}{reopen}{fault}",
                 clean(&view.operator)
             )
         }
@@ -194,7 +192,10 @@ mod tests {
             ..view(Step::Completed)
         };
         let failed = SwitchoverView {
-            warnings: vec!["node_a does not follow node_b".to_owned()],
+            fault: Some(Fault::new(
+                FaultKind::Failed,
+                "node_a does not follow node_b",
+            )),
             ..back.clone()
         };
         for ended in [&view(Step::Completed), &back, &failed] {

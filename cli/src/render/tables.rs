@@ -21,12 +21,17 @@ pub(crate) fn list(node: &NodeId, listed: &TableList, paint: Paint) -> String {
             let state = match one.carried {
                 Carried::Followed => paint.green("followed"),
                 Carried::NotFollowed => paint.yellow("not followed"),
+                Carried::LeftOut => "left out (dropped or excluded)".to_owned(),
             };
             vec![clean(&one.table.to_string()), size(one.bytes.0), state]
         })
         .collect();
     let mut text = table(&["TABLE", "SIZE", "STATE"], &rows, paint);
-    let unlisted = (listed.followed + listed.not_followed).saturating_sub(rows.len() as u64);
+    let counted = listed.tables.iter();
+    let counted = counted
+        .filter(|one| one.carried != Carried::LeftOut)
+        .count() as u64;
+    let unlisted = (listed.followed + listed.not_followed).saturating_sub(counted);
     if unlisted > 0 {
         text.push_str(&format!("and {unlisted} more\n"));
     }
@@ -57,6 +62,7 @@ pub(crate) fn json(node: &NodeId, listed: &TableList) -> Value {
                 "state": match one.carried {
                     Carried::Followed => "followed",
                     Carried::NotFollowed => "not_followed",
+                    Carried::LeftOut => "left_out",
                 },
             })
         })
@@ -112,6 +118,7 @@ mod tests {
             tables: vec![
                 table("new\u{202e}est", 8_192, Carried::NotFollowed),
                 table("orders", 1_500_000_000, Carried::Followed),
+                table("audit", 0, Carried::LeftOut),
             ],
             followed: 1,
             not_followed: 1,

@@ -231,6 +231,7 @@ impl ConnectionTask {
             | ApiReply::Compared(_)
             | ApiReply::Switchover(_)
             | ApiReply::Repaired(_)
+            | ApiReply::TableCompared(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

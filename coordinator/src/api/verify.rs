@@ -13,16 +13,26 @@ impl Stream {
         &mut self,
         mut feed: watch::Receiver<VerifyFeed>,
     ) -> Result<(), Ended> {
+        let mut told = 0;
         loop {
-            let news = feed.borrow_and_update().clone();
-            match news {
-                VerifyFeed::Began => {}
-                VerifyFeed::Progress(work) => self.reply(&ApiReply::Verifying(work)).await?,
-                VerifyFeed::Ended(Ok(report)) => {
+            let (tables, work, ended) = {
+                let news = feed.borrow_and_update();
+                let tables = news.tables[told..].to_vec();
+                (tables, news.work.clone(), news.ended.clone())
+            };
+            told += tables.len();
+            for table in tables {
+                let report = Box::new(table.as_ref().clone());
+                self.reply(&ApiReply::TableCompared(report)).await?;
+            }
+            match (ended, work) {
+                (None, None) => {}
+                (None, Some(work)) => self.reply(&ApiReply::Verifying(work)).await?,
+                (Some(Ok(report)), _) => {
                     let report = Box::new(report.as_ref().clone());
                     return Ok(self.reply(&ApiReply::Compared(report)).await?);
                 }
-                VerifyFeed::Ended(Err(fault)) => return Err(fault.into()),
+                (Some(Err(fault)), _) => return Err(fault.into()),
             }
             feed.changed().await.map_err(|_| stopping())?;
         }

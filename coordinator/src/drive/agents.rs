@@ -259,6 +259,7 @@ impl<S: Store> Driver<S> {
             other @ (AgentMessage::PlanPage { .. }
             | AgentMessage::Progress(_)
             | AgentMessage::PartsDone { .. }
+            | AgentMessage::TableCompared { .. }
             | AgentMessage::Finished { .. }) => self.on_job_message(node, other, now),
         }
     }

@@ -65,7 +65,9 @@ impl AuditEntry {
                 Change::Drop => ("tables.drop", &spec.node),
             },
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
-            Order::Verify(spec) => (command_of(spec.comparing), &spec.node_b),
+            Order::Verify(spec) | Order::VerifyRest { spec, .. } => {
+                (command_of(spec.comparing), &spec.node_b)
+            }
             Order::Repair(spec) => ("repair", &spec.node_b),
             Order::ScheduleVerify(spec) => ("verify.schedule", &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
@@ -109,7 +111,7 @@ impl AuditEntry {
                 let keep = spec.keep.iter().map(|keep| ("keep", keep.to_string()));
                 output.chain([expires]).chain(keep).collect()
             }
-            Order::Verify(spec) => {
+            Order::Verify(spec) | Order::VerifyRest { spec, .. } => {
                 let shown = (spec.values == RowValues::Shown).to_string();
                 let tables = (!spec.tables.is_empty()).then(|| listed(spec.tables.iter()));
                 let tables = tables.map(|tables| ("tables", tables));
@@ -124,7 +126,7 @@ impl AuditEntry {
         };
         let source = match order {
             Order::Capture { peer, .. } => peer.clone(),
-            Order::Verify(spec) => Some(spec.node_a.clone()),
+            Order::Verify(spec) | Order::VerifyRest { spec, .. } => Some(spec.node_a.clone()),
             Order::Switchover(spec) => Some(spec.from.clone()),
             Order::Repair(spec) => Some(spec.node_a.clone()),
             Order::ScheduleVerify(spec) => Some(spec.node_a.clone()),

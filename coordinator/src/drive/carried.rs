@@ -74,6 +74,18 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// Tables that the node's source publishes and that it has not subscribed to.
+    pub(super) fn untaken(&self, node: &NodeId) -> Vec<TableName> {
+        let ends = self.nodes.get(node).and_then(|record| {
+            let (job, source) = (record.replication()?, record.source.as_ref()?);
+            let published = self.registry.get(source)?.published(job)?;
+            Some((published, self.registry.get(node)?.subscribed(job)?))
+        });
+        ends.map_or_else(Vec::new, |(published, subscribed)| {
+            membership::untaken(published, subscribed)
+        })
+    }
+
     /// Whether the node has all rows of tables added later, and all enum labels.
     pub(super) fn carried_health(
         &mut self,

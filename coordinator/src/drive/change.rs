@@ -10,7 +10,9 @@ use steep_protocol::message::job::{
     AbsentTables, Confirmation, ExistingRows, JobSpec, Method, TableFilter,
 };
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::message::tables::{Adding, CHANGED_MAX, Change, ChangeSpec, Followed};
+use steep_protocol::message::tables::{
+    Adding, CHANGED_MAX, Carried, Change, ChangeSpec, Followed, TableList,
+};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId, TableName, limits};
 
 use super::log::Note;
@@ -65,8 +67,66 @@ impl<S: Store> Driver<S> {
             replication,
             filter,
         };
-        self.begin_query(&source, command, Purpose::ListTables(ticket), now);
+        let purpose = Purpose::ListTables(node.clone(), ticket);
+        self.begin_query(&source, command, purpose, now);
         Ok(())
+    }
+
+    /// The source has listed them. It does not know what the node has not subscribed to yet.
+    pub(super) fn tables_listed(&self, node: &NodeId, mut listed: TableList) -> TableList {
+        let untaken = self.untaken(node);
+        for one in &mut listed.tables {
+            if one.carried == Carried::Followed && untaken.contains(&one.table) {
+                one.carried = Carried::NotFollowed;
+                listed.followed = listed.followed.saturating_sub(1);
+                listed.not_followed += 1;
+            }
+        }
+        let place = |carried| match carried {
+            Carried::NotFollowed => 0,
+            Carried::Followed => 1,
+            Carried::LeftOut => 2,
+        };
+        listed.tables.sort_by_key(|one| place(one.carried));
+        listed
+    }
+
+    /// Before tables are dropped, sees that the node follows them.
+    pub(super) fn drop_tables(
+        &mut self,
+        spec: ChangeSpec,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        self.check_change(&spec.node, &spec.tables)?;
+        let record = &self.nodes[&spec.node];
+        let (Some(replication), Some(source)) = (record.replication(), record.source.clone())
+        else {
+            return Err(self.follows_nobody(&spec.node));
+        };
+        self.check_online(&spec.node)?;
+        self.check_query(&source)?;
+        let command = NodeCommand::CheckFollowed {
+            replication,
+            tables: spec.tables.clone(),
+        };
+        let purpose = Purpose::CheckFollowed(Box::new(spec), operator.to_owned(), ticket);
+        self.begin_query(&source, command, purpose, now);
+        Ok(())
+    }
+
+    /// The node follows the tables: they are dropped.
+    pub(super) fn drop_followed(
+        &mut self,
+        spec: ChangeSpec,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) {
+        if let Err(fault) = self.change_tables(spec, operator, ticket.clone(), now) {
+            self.answer(ticket, Err(fault));
+        }
     }
 
     /// Starts the job, if the node's state allows it.
@@ -121,7 +181,11 @@ impl<S: Store> Driver<S> {
         if job.spec.method == Method::Drop {
             job.stage = Stage::Working(Step::Leave);
         }
-        job.change = Some(Changing::new(base, followed, tables));
+        job.change = Some(Changing {
+            diverged: (record.state == NodeState::Diverged)
+                .then(|| record.error_message.clone().unwrap_or_default()),
+            ..Changing::new(base, followed, tables)
+        });
         let text = format!("{node} from {source}, by {operator}");
         let note = Note::info("init.started", text)
             .job(&job)
@@ -225,6 +289,13 @@ impl<S: Store> Driver<S> {
         let Some(change) = self.jobs.get(&id).and_then(|live| live.job.change.clone()) else {
             return;
         };
+        let target = self.jobs[&id].job.spec.target.clone();
+        if let Some(record) = self.nodes.get_mut(&target) {
+            record
+                .appeared
+                .retain(|table| !change.tables.contains(table));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
+        }
         match self.store.job(change.base) {
             Ok(Some(mut stored)) => {
                 stored.job.spec.filter = change.followed.filter;

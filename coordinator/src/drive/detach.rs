@@ -430,13 +430,22 @@ impl<S: Store> Driver<S> {
             self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         let (source, slot) = (&left.source, &left.replication.slot);
-        let text = format!("{source}: what {node} left there when it was detached is removed");
+        let text = format!("{source}: what {node} left there is removed");
         let note = Note::info("node.left_removed", text).node(node);
         self.log(note.of(Some(source), None).field("slot", slot), now);
     }
 
     /// It could not be removed; that is tried again.
     pub(super) fn left_stays(node: &NodeId, left: &LeftBehind, fault: &Fault) {
-        tracing::warn!(node_id = %node, source_node = %left.source, error = %fault, "what a detached node left on its source cannot be removed yet");
+        tracing::warn!(node_id = %node, source_node = %left.source, error = %fault, "what a node left on its source cannot be removed yet");
     }
+}
+
+/// What waits to be removed, for people.
+pub(super) fn waits(left: &LeftBehind) -> String {
+    let (source, slot) = (&left.source, &left.replication.slot);
+    format!(
+        "its slot {slot} and publication are still on {source}, and the slot keeps WAL; they are removed as soon as the \
+         agent of {source} is back"
+    )
 }

@@ -130,6 +130,12 @@ impl<S: Store> Driver<S> {
             };
             (from, live.left_on_source())
         });
+        let way_back = match event {
+            NodeEvent::Cancelled => self.way_back_left(&target),
+            _ => None,
+        };
+        let change = live.job.change.as_ref();
+        let diverged = change.and_then(|change| change.diverged.clone());
         let new_tables = live.job.spec.new_tables;
         let loaded = match event {
             NodeEvent::Loaded => live.loaded(now),
@@ -187,8 +193,14 @@ impl<S: Store> Driver<S> {
                 let (from, left) = detached.unzip();
                 record.detached = from;
                 record.left.extend(left.into_iter().flatten());
+                record.left.extend(way_back);
             }
             NodeState::Reinitializing => record.error_message = None,
+            NodeState::Diverged if event == NodeEvent::ReturnedDiverged => {
+                record.change = None;
+                record.error_message = diverged;
+                self.following.remove(&target);
+            }
             NodeState::Copying
             | NodeState::CatchingUp
             | NodeState::Diverged
@@ -197,6 +209,9 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = note.field("from", from).field("to", to);
         self.log(note.text(format!("{target}: from {from} to {to}")), now);
+        if to == NodeState::Synchronized {
+            self.way_back_found(&target);
+        }
         self.mirror(&target, now);
     }
 
@@ -379,7 +394,9 @@ impl<S: Store> Driver<S> {
         let state = record.as_ref().map_or(NodeState::Failed, |r| r.state);
         if let Some(record) = record
             && let Some(fault) = fault.as_ref().filter(|fault| {
-                state == NodeState::Failed || changes && fault.kind != FaultKind::Cancelled
+                // What is wrong with a diverged node counts for more than what could not be added.
+                let tells = changes && state != NodeState::Diverged;
+                state == NodeState::Failed || tells && fault.kind != FaultKind::Cancelled
             })
         {
             record.error_message = Some(crate::job::progress::told_of(fault, &target));

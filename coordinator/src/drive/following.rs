@@ -11,6 +11,9 @@ use crate::job::apply_health::{ApplyHealth, ApplyWatch};
 use crate::job::membership::Watched;
 use crate::job::standing::{self, SUSPICIONS};
 
+/// The beginning of a reason.
+const KEEPS_FAILING: &str = "the subscription keeps failing";
+
 /// Why a part of a replication is bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cause {
@@ -96,6 +99,15 @@ impl Following {
         ]
     }
 
+    /// Why the subscription keeps failing, if it does.
+    pub(super) fn failing(&self) -> Option<&str> {
+        let cause = self.subscription.cause()?;
+        cause
+            .why
+            .starts_with(KEEPS_FAILING)
+            .then_some(cause.why.as_str())
+    }
+
     pub(super) fn is_sound(&self) -> bool {
         self.parts().iter().all(|part| part.is_sound())
     }
@@ -158,9 +170,9 @@ pub(super) fn health(
         ApplyHealth::Unseen | ApplyHealth::Wavering => Health::Unknown,
         ApplyHealth::Well => Health::Good,
         // Without the count of errors, so that the reason stays the same.
-        ApplyHealth::KeepsFailing { .. } => Health::Bad(Cause::temporary(format!(
-            "the subscription keeps failing: {log}"
-        ))),
+        ApplyHealth::KeepsFailing { .. } => {
+            Health::Bad(Cause::temporary(format!("{KEEPS_FAILING}: {log}")))
+        }
         ApplyHealth::Absent => Health::Bad(Cause::temporary(format!(
             "the subscription has had no worker for a minute: {log}"
         ))),

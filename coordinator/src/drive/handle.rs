@@ -10,7 +10,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::message::switchover::SwitchoverView;
-use steep_protocol::message::verify::VerifyReport;
+use steep_protocol::message::verify::{TableReport, VerifyReport};
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -224,14 +224,14 @@ pub struct Feed {
 }
 
 /// The newest of a comparison of rows.
-#[derive(Debug, Clone)]
-pub enum VerifyFeed {
-    /// Nothing was heard of it yet.
-    Began,
-    /// How far it is.
-    Progress(WorkProgress),
+#[derive(Debug, Default)]
+pub struct VerifyFeed {
+    /// The tables that are compared.
+    pub tables: Vec<Arc<TableReport>>,
+    /// How far it is, once something was heard of it.
+    pub work: Option<WorkProgress>,
     /// What came of it.
-    Ended(Result<Arc<VerifyReport>, Fault>),
+    pub ended: Option<Result<Arc<VerifyReport>, Fault>>,
 }
 
 /// The channels to the loop.

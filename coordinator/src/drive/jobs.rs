@@ -317,6 +317,9 @@ impl<S: Store> Driver<S> {
             }
             AgentMessage::Progress(report) => self.on_progress(node, report, now),
             AgentMessage::PartsDone { job, parts } => self.on_parts(node, job, parts, now),
+            AgentMessage::TableCompared { job, report } => {
+                self.table_compared(node, job, *report, now);
+            }
             AgentMessage::Finished { command, outcome } => {
                 self.on_finished(node, command, outcome, now);
             }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
+use steep_protocol::message::tables::Change;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId};
 
 use super::log::Note;
@@ -81,6 +82,9 @@ impl<S: Store> Driver<S> {
             Order::Capture { node, peer } => {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
+            Order::ChangeTables(spec) if spec.change == Change::Drop => {
+                self.drop_tables(spec, by, ticket, now).map(|()| Vec::new())
+            }
             Order::ChangeTables(spec) => {
                 let begun = self.change_tables(spec, by, ticket, now);
                 begun.map(|job| one(Some(job)))
@@ -96,7 +100,14 @@ impl<S: Store> Driver<S> {
             Order::DeleteSnapshot { snapshot, force } => self
                 .delete_snapshot(snapshot, force, ticket, now)
                 .map(|_| Vec::new()),
-            Order::Verify(spec) => self.verify(*spec, by, ticket, now).map(|()| Vec::new()),
+            Order::Verify(spec) => {
+                let request = (*spec, Vec::new());
+                self.verify(request, by, ticket, now).map(|()| Vec::new())
+            }
+            Order::VerifyRest { spec, done } => {
+                let begun = self.verify((*spec, done), by, ticket, now);
+                begun.map(|()| Vec::new())
+            }
             Order::ScheduleVerify(spec) => self
                 .schedule_verify(*spec, ticket, now)
                 .map(|()| Vec::new()),
@@ -312,6 +323,7 @@ impl<S: Store> Driver<S> {
             NodeState::Synchronized => false,
             _ => self.has_leftovers(node, now),
         };
+        let way_back = self.way_back_left(node);
         let Some(record) = self
             .nodes
             .get_mut(node)
@@ -335,6 +347,14 @@ impl<S: Store> Driver<S> {
         record.source = None;
         record.error_message = None;
         record.missing = MissingObjects::default();
+        let what = match &way_back {
+            Some(left) => format!(
+                "the slot {} for a way back is removed from {}",
+                left.replication.slot, left.source
+            ),
+            None => "there was nothing to remove".to_owned(),
+        };
+        record.left.extend(way_back);
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         let change = Note::info("init.state_change", format!("{node}: from {state} to {to}"))
@@ -343,7 +363,7 @@ impl<S: Store> Driver<S> {
             .field("from", state)
             .field("to", to);
         self.log(change, now);
-        let text = format!("cancelled by {operator}; there was nothing to remove");
+        let text = format!("cancelled by {operator}; {what}");
         let note = Note::info("init.cancelled", text)
             .node(node)
             .of(None, record.job);

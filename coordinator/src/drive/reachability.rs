@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use steep_protocol::{NodeId, NodeState};
 
 use super::Driver;
+use super::detach::waits;
 use super::following::{Cause, Following, Health};
 use super::lineage::{alias_warning, follows};
 use super::new_tables::not_followed;
@@ -152,6 +153,7 @@ impl<S: Store> Driver<S> {
             warnings.extend(kept.view.warning.clone());
         }
         warnings.extend(not_followed(record));
+        warnings.extend(record.left.iter().map(waits));
         warnings
     }
 

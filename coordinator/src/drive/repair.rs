@@ -8,10 +8,19 @@ use steep_protocol::message::repair::{RepairReport, RepairRows, RepairSpec};
 use steep_protocol::message::verify::RowAccess;
 use steep_protocol::{Fault, FaultKind, NodeId, NodeState};
 
+use super::following::Following;
 use super::log::{Level, Note};
 use super::query::Purpose;
 use super::{Driver, Ticket};
 use crate::store::Store;
+
+/// What PostgreSQL says of a row that is there already; from 18 on it names the conflict.
+const DUPLICATE: [&str; 4] = [
+    "duplicate key value",
+    "conflict=insert_exists",
+    "conflict=update_exists",
+    "conflict=multiple_unique_conflicts",
+];
 
 /// A page that is being written.
 pub(super) struct Repairing {
@@ -50,11 +59,38 @@ impl<S: Store> Driver<S> {
     pub(super) fn check_repair(&self, source: &NodeId, target: &NodeId) -> Result<(), Fault> {
         self.check_query(source)?;
         self.check_query(target)?;
-        self.check_replica(target, source)
+        self.check_replica(target, source, &format!("repair {target} {source}"))?;
+        self.check_applying(target, source)
     }
 
-    /// Checks that one node is a replica of the other.
-    pub(super) fn check_replica(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+    /// A replica whose subscription keeps failing never applies what its source has written, so nothing can be repaired.
+    fn check_applying(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+        let failing = self.following.get(target).and_then(Following::failing);
+        let Some(why) = failing else {
+            return Ok(());
+        };
+        let hint = match DUPLICATE.iter().any(|said| why.contains(said)) {
+            true => format!(
+                "a row that {source} has inserted is on {target} already, where somebody else wrote it. Delete it there: \
+                 its table is named above, its key is in PostgreSQL's log on {target} (DETAIL). The \
+                 subscription tries again by itself and inserts the row of {source}; then run the command again"
+            ),
+            false => format!(
+                "remove the cause on {target}; once it has caught up (steep-repl status {target}), run the command again"
+            ),
+        };
+        let text = format!("{target} does not apply what {source} has written: {why}");
+        Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))
+    }
+
+    /// Checks that one node is a replica of the other. `reversed` is the command for the case that it is the other way
+    /// round.
+    pub(super) fn check_replica(
+        &self,
+        target: &NodeId,
+        source: &NodeId,
+        reversed: &str,
+    ) -> Result<(), Fault> {
         let bad = |text: String| Fault::new(FaultKind::BadRequest, text).on(target);
         let follows = |node: &NodeId| self.nodes.get(node).and_then(|n| n.source.as_ref());
         if follows(target) != Some(source) {
@@ -62,7 +98,9 @@ impl<S: Store> Driver<S> {
                 "{target} is not a replica of {source}, so nobody knows which rows are right"
             );
             let hint = match follows(source) == Some(target) {
-                true => format!("{source} is its replica: steep-repl repair {target} {source}"),
+                true => format!(
+                    "it is the other way round, {source} is its replica: steep-repl {reversed}"
+                ),
                 false => format!(
                     "only a replica's rows are repaired, by its source's; make it one with steep-repl init {target} --from {source}"
                 ),

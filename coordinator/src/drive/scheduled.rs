@@ -58,7 +58,8 @@ impl<S: Store> Driver<S> {
         let regular = match schedule {
             None => None,
             Some(schedule) => {
-                self.check_replica(&node_b, &node_a)?;
+                let reversed = format!("verify {node_b} {node_a} --every 1h");
+                self.check_replica(&node_b, &node_a, &reversed)?;
                 let every = Duration::from_secs(schedule.every_seconds);
                 if !(EVERY_MIN..=EVERY_MAX).contains(&every) {
                     let text = "rows are compared every minute at most, and at least once a year";

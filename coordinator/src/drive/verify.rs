@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{SourceCommand, TargetCommand, WorkProgress};
 use steep_protocol::message::repair::RepairPlan;
 use steep_protocol::message::verify::{
-    Comparing, RowAccess, VerifyReport, VerifySpec, VerifyTables,
+    Comparing, RowAccess, TableReport, VerifyReport, VerifySpec, VerifyTables,
 };
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::watch;
@@ -31,6 +31,8 @@ pub(super) fn command_of(comparing: Comparing) -> &'static str {
 /// A comparison of rows.
 pub(super) struct Verification {
     spec: VerifySpec,
+    /// What an earlier attempt has compared.
+    done: Vec<TableReport>,
     /// The node that reads the other one: the replica, where there is one.
     pub(super) node: NodeId,
     /// The other one.
@@ -58,9 +60,8 @@ impl Verification {
         self.node == self.spec.node_a
     }
 
-    fn tell(&self, news: VerifyFeed) {
-        // The operator may have left.
-        let _ = self.feed.send(news);
+    fn tell(&self, change: impl FnOnce(&mut VerifyFeed)) {
+        self.feed.send_modify(change);
     }
 }
 
@@ -68,12 +69,12 @@ impl<S: Store> Driver<S> {
     /// Starts a comparison. The answer is the feed of its progress and result.
     pub(super) fn verify(
         &mut self,
-        spec: VerifySpec,
+        request: (VerifySpec, Vec<TableReport>),
         operator: &str,
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<(), Fault> {
-        let feed = self.begin_verify(spec, operator, now)?;
+        let feed = self.begin_verify(request, operator, now)?;
         self.answer(ticket, Ok(Answer::Verifying(feed)));
         Ok(())
     }
@@ -81,7 +82,7 @@ impl<S: Store> Driver<S> {
     /// Starts one that the schedule wants. That it cannot be started at this moment is no event.
     pub(super) fn compare_regularly(&mut self, spec: VerifySpec, now: Timestamp) {
         let node = spec.node_b.clone();
-        match self.begin_verify(spec, SCHEDULE, now) {
+        match self.begin_verify((spec, Vec::new()), SCHEDULE, now) {
             Ok(feed) => {
                 if let Some(verification) = self.last_verification() {
                     verification.scheduled = Some(feed);
@@ -93,7 +94,7 @@ impl<S: Store> Driver<S> {
 
     fn begin_verify(
         &mut self,
-        spec: VerifySpec,
+        (spec, done): (VerifySpec, Vec<TableReport>),
         operator: &str,
         now: Timestamp,
     ) -> Result<watch::Receiver<VerifyFeed>, Fault> {
@@ -116,7 +117,7 @@ impl<S: Store> Driver<S> {
         } else {
             (b.clone(), a.clone())
         };
-        let (feed, receiver) = watch::channel(VerifyFeed::Began);
+        let (feed, receiver) = watch::channel(VerifyFeed::default());
         let command = SourceCommand::AdmitVerify {
             target: node.clone(),
             access: RowAccess::Compare(spec.values),
@@ -124,6 +125,7 @@ impl<S: Store> Driver<S> {
         let on = peer.clone();
         let verification = Verification {
             spec,
+            done,
             node,
             peer,
             operator: operator.to_owned(),
@@ -139,14 +141,19 @@ impl<S: Store> Driver<S> {
     /// The command that compares.
     pub(super) fn verify_command(&self, verification: &Verification) -> TargetCommand {
         let spec = &verification.spec;
-        TargetCommand::Verify(Box::new(VerifyTables {
+        let request = Box::new(VerifyTables {
             source: self.peer(&verification.peer),
             comparing: spec.comparing,
             tables: spec.tables.clone(),
             values: spec.values,
             parallel: spec.parallel,
             max_rate: spec.max_rate,
-        }))
+        });
+        let done = verification.done.iter().map(|table| table.name.clone());
+        match verification.done.is_empty() {
+            true => TargetCommand::Verify(request),
+            false => TargetCommand::VerifyRest(request, done.collect()),
+        }
     }
 
     /// A report of progress, if it is one of a comparison: it may take as long again.
@@ -161,8 +168,26 @@ impl<S: Store> Driver<S> {
             return;
         };
         if let Some(work) = work {
-            verification.tell(VerifyFeed::Progress(work));
+            verification.tell(|feed| feed.work = Some(work));
         }
+    }
+
+    /// A table of a comparison that goes on is compared.
+    pub(super) fn table_compared(
+        &mut self,
+        node: &NodeId,
+        job: JobId,
+        report: TableReport,
+        now: Timestamp,
+    ) {
+        let Some(verification) = self.verification_alive(node, job, now) else {
+            return;
+        };
+        let report = match verification.is_reversed() {
+            true => report.reversed(),
+            false => report,
+        };
+        verification.tell(|feed| feed.tables.push(Arc::new(report)));
     }
 
     /// A comparison has its result.
@@ -172,14 +197,16 @@ impl<S: Store> Driver<S> {
         report: VerifyReport,
         now: Timestamp,
     ) {
-        let report = if verification.is_reversed() {
+        let mut report = if verification.is_reversed() {
             report.reversed()
         } else {
             report
         };
-        let sum = |count: fn(&steep_protocol::message::verify::TableReport) -> u64| {
-            report.tables.iter().map(count).sum::<u64>()
-        };
+        report.tables.extend(verification.done.iter().cloned());
+        report
+            .tables
+            .sort_by(|one, other| one.name.cmp(&other.name));
+        let sum = |count: fn(&TableReport) -> u64| report.tables.iter().map(count).sum::<u64>();
         let (a, b) = (&verification.spec.node_a, &verification.spec.node_b);
         let unequal = report
             .tables
@@ -223,7 +250,8 @@ impl<S: Store> Driver<S> {
         if comparing == Comparing::Equality {
             self.note_compared(&verification.spec, &report, now);
         }
-        verification.tell(VerifyFeed::Ended(Ok(Arc::new(report))));
+        let ended = Ok(Arc::new(report));
+        verification.tell(|feed| feed.ended = Some(ended));
     }
 
     /// A comparison could not be completed.
@@ -249,6 +277,6 @@ impl<S: Store> Driver<S> {
         if verification.scheduled.is_some() {
             self.not_compared(&verification.spec, &fault, now);
         }
-        verification.tell(VerifyFeed::Ended(Err(fault)));
+        verification.tell(|feed| feed.ended = Some(Err(fault)));
     }
 }

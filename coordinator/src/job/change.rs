@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::tables::Followed;
 use steep_protocol::{JobId, TableName};
 
+use super::state::NodeEvent;
+
 /// What a job changes of a node that follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changing {
@@ -19,6 +21,9 @@ pub struct Changing {
     pub tables: Vec<TableName>,
     /// How far that is.
     pub joining: Joining,
+    /// Why the node had diverged when it began, if it had.
+    #[serde(default)]
+    pub diverged: Option<String>,
 }
 
 /// How far the tables of a job have joined the replication that goes on.
@@ -41,6 +46,16 @@ impl Changing {
             followed,
             tables,
             joining: Joining::NotYet,
+            diverged: None,
+        }
+    }
+
+    /// What becomes of the node if nothing was changed in the end.
+    #[must_use]
+    pub fn returned(&self) -> NodeEvent {
+        match self.diverged {
+            Some(_) => NodeEvent::ReturnedDiverged,
+            None => NodeEvent::Returned,
         }
     }
 }

@@ -19,6 +19,7 @@ use steep_protocol::NodeState;
 ///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
 ///     └──────────────────┘                     │ Proved, Returned ▶ SYNCHRONIZED, Failed ▶ FAILED
 ///       (and from every active state)              DIVERGED ─ Recovered ▶ SYNCHRONIZED
+///                                                  REINITIALIZING ─ ReturnedDiverged ▶ DIVERGED
 ///                                                  COPYING ─ Loaded ▶ UNINITIALIZED
 ///                                              UNINITIALIZED ─ Adopted ▶ DIVERGED
 /// ```
@@ -42,6 +43,8 @@ pub enum NodeEvent {
     Redo,
     /// The job on some of its tables has ended, and it follows as before.
     Returned,
+    /// The same of a node that had diverged: it has not been looked at since.
+    ReturnedDiverged,
     /// The job failed, or its cleanup cannot finish yet.
     Failed,
     /// An operator cancelled, and everything the job made was removed.
@@ -54,7 +57,7 @@ pub enum NodeEvent {
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
@@ -64,6 +67,7 @@ impl NodeEvent {
         Self::Recovered,
         Self::Redo,
         Self::Returned,
+        Self::ReturnedDiverged,
         Self::Failed,
         Self::Cancelled,
         Self::Adopted,
@@ -94,9 +98,9 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
         (S::Copying, NodeEvent::Copied) => Ok(S::CatchingUp),
         (S::CatchingUp | S::Reinitializing, NodeEvent::Proved)
         | (S::Reinitializing, NodeEvent::Returned) => Ok(S::Synchronized),
-        (S::Synchronized, NodeEvent::Drifted) | (S::Uninitialized, NodeEvent::Adopted) => {
-            Ok(S::Diverged)
-        }
+        (S::Synchronized, NodeEvent::Drifted)
+        | (S::Uninitialized, NodeEvent::Adopted)
+        | (S::Reinitializing, NodeEvent::ReturnedDiverged) => Ok(S::Diverged),
         (S::Diverged, NodeEvent::Recovered) => Ok(S::Synchronized),
         (S::Synchronized | S::Diverged | S::Failed, NodeEvent::Redo) => Ok(S::Reinitializing),
         (

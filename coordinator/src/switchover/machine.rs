@@ -40,7 +40,7 @@ pub enum Event {
     /// The new node's replication is removed.
     Detached,
     /// The old node follows, or why it does not.
-    Followed(Result<(), String>),
+    Followed(Result<(), Fault>),
     /// What the loop does itself failed for now.
     Hindered(Fault),
     /// Time has passed.
@@ -88,8 +88,9 @@ impl Switchover {
             Event::Undo(fault) if self.is_undecided() => self.undo(fault, now, out),
             Event::Detached if self.step == Step::Detach => self.go_on(now, out),
             Event::Followed(followed) if self.step == Step::Follow => {
-                self.warnings.extend(followed.err());
                 self.go_on(now, out);
+                // Writes have moved all the same.
+                self.fault = followed.err();
             }
             Event::Hindered(fault) if matches!(self.step, Step::Detach | Step::Follow) => {
                 self.again(fault, now, out);
@@ -223,7 +224,7 @@ impl Switchover {
             }
             (Step::StopWrites, Outcome::WritesStopped(stopped)) => {
                 self.reopen = Some(stopped.reopen);
-                self.ended_sessions = stopped.ended_running;
+                self.ended_sessions = stopped.ended_idle + stopped.ended_running;
             }
             (Step::Sequences | Step::LastSequences, Outcome::SequencesRaised(raised)) => {
                 self.check(&raised)?;

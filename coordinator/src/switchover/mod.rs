@@ -59,7 +59,7 @@ pub struct Switchover {
     pub stale: Option<Stale>,
     /// Failures of the step.
     pub trouble: Option<Trouble>,
-    /// Why it is undone, or what is in the way of the step.
+    /// Why it is undone, what is in the way of the step, or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
     /// When writes were stopped.
     pub stopped_at: Option<Timestamp>,
@@ -67,7 +67,7 @@ pub struct Switchover {
     pub resumed_at: Option<Timestamp>,
     /// The statement that lets sessions of the old node write again.
     pub reopen: Option<String>,
-    /// Sessions that were ended in a transaction.
+    /// Sessions of the old node that were ended.
     pub ended_sessions: u64,
     /// The end of the new node's WAL before it took writes.
     pub position: Option<Lsn>,

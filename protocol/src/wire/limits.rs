@@ -99,6 +99,10 @@ pub const LOCK_CONFLICTS_MAX: usize = 20;
 /// Tables of one comparison of rows.
 pub const VERIFY_TABLES_MAX: usize = 50_000;
 
+/// Bytes of the tables that an interrupted comparison has done: with names of other tables, they fit an operator's
+/// request.
+pub const VERIFY_DONE_MAX: usize = 128 * 1024;
+
 /// Rows in one answer, and keys in one question, of a comparison of rows: with keys as long as an index
 /// allows (2.7 kB), they fit a control frame.
 pub const VERIFY_ROWS_MAX: usize = 4_000;

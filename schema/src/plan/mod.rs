@@ -44,6 +44,18 @@ const TEXT_MAX: usize = 2_000;
 /// Tells which of the target's tables contain rows.
 pub type Contents<'a> = &'a dyn Fn(&TableName) -> bool;
 
+/// Tables with a parent that the schema does not have, and that parent.
+#[must_use]
+pub fn parents_elsewhere(schema: &Schema) -> Vec<(TableName, TableName)> {
+    let pairs = schema.tables().flat_map(|table| {
+        let parents = table::parents(schema, &table.name).into_iter();
+        parents.map(|parent| (table.name.clone(), parent))
+    });
+    pairs
+        .filter(|(_, parent)| schema.table(parent).is_none())
+        .collect()
+}
+
 /// A plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {

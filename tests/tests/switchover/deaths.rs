@@ -32,7 +32,7 @@ fn whoever_dies_before_the_decision_the_old_node_takes_writes_again() -> Result<
             "interrupt" => {
                 running.interrupt();
                 let ended = running.finish(LIMIT)?.expect(4)?;
-                ensure!(ended.text().contains("gets its writes back"), "{ended}");
+                ensure!(ended.text().contains("interrupted, and undone"), "{ended}");
             }
             "coordinator" => {
                 cluster.kill_coordinator()?;
@@ -85,13 +85,18 @@ fn whoever_dies_before_the_decision_the_old_node_takes_writes_again() -> Result<
 
 #[test]
 fn whoever_dies_after_the_decision_the_new_node_takes_writes() -> Result<()> {
-    for victim in ["command", "coordinator", "node_a", "node_b"] {
+    for victim in ["command", "interrupt", "coordinator", "node_a", "node_b"] {
         let mut cluster = ready()?;
         let [source, target] = both(&cluster);
         let applications = applications(&cluster)?;
         let running = begun(&cluster, &switchover(&[]), "open")?;
         match victim {
             "command" => running.kill()?,
+            "interrupt" => {
+                running.interrupt();
+                let done = running.finish(LIMIT)?.expect(0)?.last_object()?;
+                assert_eq!(done["step"], "completed", "{done}");
+            }
             "coordinator" => {
                 cluster.kill_coordinator()?;
                 cluster.start_coordinator()?;

@@ -3,6 +3,7 @@
 
 mod deaths;
 mod refused;
+mod way_back;
 
 use std::time::Duration;
 
@@ -176,6 +177,8 @@ fn writes_move_under_load_and_nothing_acknowledged_is_lost() -> Result<()> {
             .context("stopped_seconds")?;
         println!("writes were stopped for {stopped} s");
         assert_eq!(done["writable"], "node_b", "{done}");
+        // Idle ones as well.
+        ensure!(done["ended_sessions"].as_u64() > Some(1), "{done}");
         let reopen = done["reopen"].as_str().context("reopen")?;
         ensure!(
             reopen.contains("RESET default_transaction_read_only"),

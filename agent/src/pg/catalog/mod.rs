@@ -22,7 +22,7 @@ pub(crate) use database_settings::{
 pub(crate) use enums::enum_labels;
 pub(crate) use extension_tables::{ExtensionRelation, read_extension_tables};
 pub(crate) use rows::holding_rows;
-pub(crate) use schema::{describe, read_schema, read_schema_at_once};
+pub(crate) use schema::{describe, read_schema, read_target_at_once, read_target_schema};
 
 use super::{PgError, Session};
 

@@ -6,6 +6,7 @@
 //! out, as PostgreSQL's functions return NULL for it.
 
 mod alone;
+mod needed;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -32,11 +33,37 @@ const EXPRESSION_MAX: usize = 8 * 1024;
 /// The same for the definition of another object.
 const DEFINITION_MAX: usize = 256 * 1024;
 
-/// Everything that `filter` admits: tables and what belongs to them, types, sequences and extensions.
+/// Everything that `filter` admits: tables and what belongs to them, types, sequences and extensions. Where it names
+/// tables alone, only the types and extensions that these use.
 pub(crate) async fn read_schema(
     session: &Session,
     filter: &TableFilter,
 ) -> Result<Schema, PgError> {
+    read(session, filter, Others::Needed).await
+}
+
+/// The same of a target of the node with the schema `source`. Where `filter` names tables alone, they may not be there
+/// yet: then of types and extensions those that the source's tables use.
+pub(crate) async fn read_target_schema(
+    session: &Session,
+    filter: &TableFilter,
+    source: &Schema,
+) -> Result<Schema, PgError> {
+    let schema = read(session, filter, Others::All).await?;
+    Ok(match filter.names_tables_alone() {
+        true => schema.without_others_than(source),
+        false => schema,
+    })
+}
+
+/// Which types and extensions are read where a filter names tables alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    Needed,
+    All,
+}
+
+async fn read(session: &Session, filter: &TableFilter, others: Others) -> Result<Schema, PgError> {
     session.batch_execute(PINNED).await?;
     let partitions = Partitions::load(session).await?;
     let admitted = |name: &TableName| partitions.admitted(filter, name);
@@ -59,6 +86,9 @@ pub(crate) async fn read_schema(
     reader.types(filter).await?;
     reader.sequences(filter, &tables).await?;
     reader.extension_members().await?;
+    if filter.names_tables_alone() && others == Others::Needed {
+        reader.drop_unneeded().await?;
+    }
     reader.rank();
     let mut schema = Schema::default();
     schema.add(reader.page);
@@ -66,13 +96,26 @@ pub(crate) async fn read_schema(
 }
 
 /// [`read_schema`] in a transaction, at one moment.
-pub(crate) async fn read_schema_at_once(
+async fn read_schema_at_once(session: &Session, filter: &TableFilter) -> Result<Schema, PgError> {
+    at_once(session, read_schema(session, filter)).await
+}
+
+/// [`read_target_schema`] in a transaction, at one moment.
+pub(crate) async fn read_target_at_once(
     session: &Session,
     filter: &TableFilter,
+    source: &Schema,
+) -> Result<Schema, PgError> {
+    at_once(session, read_target_schema(session, filter, source)).await
+}
+
+async fn at_once(
+    session: &Session,
+    reading: impl Future<Output = Result<Schema, PgError>>,
 ) -> Result<Schema, PgError> {
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     session.batch_execute(begin).await?;
-    let read = read_schema(session, filter).await;
+    let read = reading.await;
     let end = if read.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = session.batch_execute(end).await;
     let schema = read?;

@@ -30,6 +30,7 @@
 //! A page of a plan is idempotent: rows that are written are equal the next time.
 
 mod judge;
+mod leftover;
 mod writer;
 
 use std::time::Duration;
@@ -41,6 +42,8 @@ use steep_protocol::message::repair::{
 };
 use steep_protocol::message::verify::{Comparing, Relation, RowAccess, RowKey, RowValues, Summed};
 use steep_protocol::{Fault, FaultKind};
+
+pub(crate) use self::leftover::remove_origin;
 
 use self::judge::{Look, first_look};
 use self::writer::{Attempt, Writer};

@@ -30,6 +30,9 @@ const SETTINGS: &str = "SET timezone = 'UTC'; SET xmlbinary = 'base64'; \
 /// A single row may be long and have many indexes.
 const SINGLE_LIMIT_MS: u32 = 30_000;
 
+/// How often the origin is made again.
+const SET_UP_TRIES: u8 = 3;
+
 /// What the server says of a transaction.
 #[derive(Debug)]
 pub(super) enum Attempt {
@@ -93,14 +96,20 @@ impl Writer {
             "SELECT pg_replication_origin_create({origin}) \
              WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = {origin})"
         );
-        match self.conn.attempt(&create).await {
-            // Another repair came first.
-            Err(error) if error.is(&SqlState::UNIQUE_VIOLATION) => {}
-            other => other.map_err(|error| self.no_origin(&error))?,
-        }
         let set_up = format!("SELECT pg_replication_origin_session_setup({origin})");
-        let set_up = self.conn.attempt(&set_up).await;
-        set_up.map_err(|error| self.no_origin(&error))
+        let mut tries = 0..SET_UP_TRIES;
+        loop {
+            match self.conn.attempt(&create).await {
+                // Another repair came first.
+                Err(error) if error.is(&SqlState::UNIQUE_VIOLATION) => {}
+                other => other.map_err(|error| self.no_origin(&error))?,
+            }
+            match self.conn.attempt(&set_up).await {
+                // One that an earlier process had left was removed meanwhile.
+                Err(error) if error.is(&SqlState::UNDEFINED_OBJECT) && tries.next().is_some() => {}
+                other => return other.map_err(|error| self.no_origin(&error)),
+            }
+        }
     }
 
     fn no_origin(&self, error: &PgError) -> Fault {

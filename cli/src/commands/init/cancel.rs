@@ -68,9 +68,20 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             None => break,
         }
     }
+    let after = nodes::ask(&client, Some(&args.node)).await;
     client.close().await;
+    let follows = after.ok().and_then(|views| {
+        let state = views.first()?.state;
+        matches!(state, NodeState::Synchronized | NodeState::Diverged).then_some(state)
+    });
     if context.terminal.json {
-        print_json(&json::cancelled(&args.node));
+        let state = follows.unwrap_or(NodeState::Uninitialized);
+        print_json(&json::cancelled(&args.node, state));
+    } else if let Some(state) = follows {
+        print_line(&format!(
+            "{} is {state}, as before: what the addition made is removed",
+            args.node
+        ));
     } else {
         // The state before the cancel.
         let followed = node

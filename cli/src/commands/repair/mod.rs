@@ -35,6 +35,7 @@ pub(super) async fn run(args: RepairArgs, context: &Context) -> Result<u8, Failu
             return Err(Failure::bad_request(text).hint(hint));
         }
         Some(path) => (read(path, &args)?, None),
+        None if args.yes && !args.dry_run && args.plan.is_some() => return Err(missing(&args)),
         None => {
             let (plan, report) = compare(&args, context).await?;
             if let Some(path) = &args.plan {
@@ -52,10 +53,18 @@ pub(super) async fn run(args: RepairArgs, context: &Context) -> Result<u8, Failu
             terminal.out,
         ));
     }
-    if args.dry_run || plan.rows() == 0 {
+    // Nobody has looked at a plan that was made just now.
+    let made = args.plan.is_some() && report.is_some();
+    if args.dry_run || made || plan.rows() == 0 {
         if terminal.json {
             let path = args.plan.as_deref();
             print_json(&repair::planned_json(report.as_ref(), &plan.tables(), path));
+        }
+        if let Some(path) = args.plan.as_deref().filter(|_| made && !args.dry_run) {
+            tell(&format!(
+                "look at {}, then give the command again: it has exactly that written",
+                path.display()
+            ));
         }
         return match report {
             Some(report) => comparison::verdict(&report),
@@ -89,6 +98,16 @@ pub(super) async fn run(args: RepairArgs, context: &Context) -> Result<u8, Failu
         false => print(&verify::report(&report, (&args.a, &args.b), terminal.out)),
     }
     comparison::verdict(&report)
+}
+
+/// There is no plan that could have been looked at.
+fn missing(args: &RepairArgs) -> Failure {
+    let path = args.plan.as_deref().unwrap_or(Path::new("")).display();
+    let text = format!("there is no file {path}: nothing was changed");
+    Failure::bad_request(text).hint(
+        "check its name, or make it first: the same command with --dry-run in place of --yes; without --plan, --yes \
+         compares the rows and writes what differs",
+    )
 }
 
 /// What differs now.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use steep_protocol::message::api::{EndView, EventView, ProgressView};
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{JobId, NodeId, NodeState};
 
 use self::bars::Bars;
 use self::lines::Lines;
@@ -126,9 +126,9 @@ impl Display {
         }
     }
 
-    pub(super) fn cancelled(&self, node: &NodeId) {
+    pub(super) fn cancelled(&self, node: &NodeId, state: NodeState) {
         match &self.output {
-            Output::Json => print_json(&json::cancelled(node)),
+            Output::Json => print_json(&json::cancelled(node, state)),
             Output::Bars(_) | Output::Lines(_) => {
                 self.say(&format!(
                     "{node}: cancelled, and what the job made is removed"

@@ -352,8 +352,8 @@ pub(crate) fn unfollowed(fault: &Fault, target: &NodeId, job: Option<JobId>) -> 
 }
 
 /// A node whose job was cancelled.
-pub(crate) fn cancelled(node: &NodeId) -> Value {
-    json!({ "event": "init.cancelled", "node_id": node, "state": NodeState::Uninitialized })
+pub(crate) fn cancelled(node: &NodeId, state: NodeState) -> Value {
+    json!({ "event": "init.cancelled", "node_id": node, "state": state })
 }
 
 /// What a detach would do.

@@ -51,7 +51,8 @@ impl<S: Store> Driver<S> {
             | Purpose::LookAtPlace(_, _, _, ticket)
             | Purpose::VerifySnapshot(_, ticket)
             | Purpose::FindSnapshot(ticket)
-            | Purpose::ListTables(ticket)
+            | Purpose::ListTables(_, ticket)
+            | Purpose::CheckFollowed(_, _, ticket)
             | Purpose::DropPrepared(ticket)
             | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::AdmitVerify(verification) | Purpose::Verify(verification) => {
@@ -68,7 +69,10 @@ impl<S: Store> Driver<S> {
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
             Purpose::AwaitBeforeDetach(detaching) => self.not_waited(*detaching, fault, now),
             Purpose::RemoveLeft(node, left) => Self::left_stays(&node, &left, &fault),
-            Purpose::LookAtOld(looking) | Purpose::LookAtNew(looking, _) => {
+            Purpose::LookAtWayBack(looking)
+            | Purpose::LookAtFollower(looking, _)
+            | Purpose::LookAtOld(looking)
+            | Purpose::LookAtNew(looking, _) => {
                 self.not_looked_before_switchover(*looking, fault);
             }
             Purpose::Admit(pair, After::Drift { .. })

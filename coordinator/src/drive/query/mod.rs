@@ -19,6 +19,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::message::switchover::SwitchoverFacts;
+use steep_protocol::message::tables::ChangeSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::detach::Detaching;
@@ -36,8 +37,8 @@ use crate::store::{LeftBehind, Store};
 /// Maximum number of concurrent queries, not counting those of doctors.
 const QUERIES_MAX: usize = 64;
 
-/// Command ids reserved for a query: capture, admit, compare and release; or three looks and release.
-const COMMANDS: u64 = 4;
+/// Command ids reserved for a query: at most four looks, and release.
+const COMMANDS: u64 = 5;
 
 /// A query under way.
 pub(super) struct AgentQuery {
@@ -97,7 +98,9 @@ pub(super) enum Purpose {
     /// See whether a failed job's stored snapshot can be loaded.
     CheckStored(StoredLook),
     /// List the tables of a node's replication.
-    ListTables(Ticket),
+    ListTables(NodeId, Ticket),
+    /// See that a node follows tables, before that operator's order drops them.
+    CheckFollowed(Box<ChangeSpec>, String, Ticket),
     /// Drop a prepared slot.
     DropPrepared(Ticket),
     /// Retry missing objects.
@@ -118,6 +121,9 @@ pub(super) enum Purpose {
     AwaitBeforeDetach(Box<Detaching>),
     /// Remove what a detached node has left on its source.
     RemoveLeft(NodeId, Box<LeftBehind>),
+    /// See whether the old node can follow the new one after a switchover: first what the new one is as a source.
+    LookAtWayBack(Box<Looking>),
+    LookAtFollower(Box<Looking>, Box<SourceFacts>),
     /// See what a switchover needs to know of the node that takes writes, then of the replica.
     LookAtOld(Box<Looking>),
     LookAtNew(Box<Looking>, Box<SwitchoverFacts>),
@@ -149,7 +155,8 @@ impl Purpose {
             | Self::CheckStored(_)
             | Self::VerifySnapshot(..)
             | Self::FindSnapshot(_)
-            | Self::ListTables(_)
+            | Self::ListTables(..)
+            | Self::CheckFollowed(..)
             | Self::DropPrepared(_)
             | Self::AdmitVerify(_)
             | Self::Verify(_)
@@ -157,6 +164,8 @@ impl Purpose {
             | Self::Sweep(_)
             | Self::AwaitBeforeDetach(_)
             | Self::RaiseSequences(_)
+            | Self::LookAtWayBack(_)
+            | Self::LookAtFollower(..)
             | Self::LookAtOld(_)
             | Self::LookAtNew(..)
             | Self::RemoveLeft(..) => "",
@@ -428,8 +437,12 @@ impl<S: Store> Driver<S> {
             (Purpose::FindSnapshot(ticket), Outcome::Found(found)) => {
                 self.answer(ticket, Ok(ApiReply::Found(found).into()));
             }
-            (Purpose::ListTables(ticket), Outcome::Listed(listed)) => {
+            (Purpose::ListTables(node, ticket), Outcome::Listed(listed)) => {
+                let listed = self.tables_listed(&node, listed);
                 self.answer(ticket, Ok(ApiReply::Tables(listed).into()));
+            }
+            (Purpose::CheckFollowed(spec, operator, ticket), Outcome::Done) => {
+                self.drop_followed(*spec, &operator, ticket, now);
             }
             (Purpose::DropPrepared(ticket), Outcome::Done) => {
                 self.slot_dropped(&course.on, &course.replication.slot);
@@ -447,31 +460,37 @@ impl<S: Store> Driver<S> {
             (Purpose::RemoveLeft(node, left), Outcome::Done) => {
                 self.left_removed(&node, &left, now);
             }
-            (purpose, Outcome::SwitchoverFacts(facts)) => {
-                return self.looked_at_node(&course.on, purpose, facts, now);
-            }
-            (purpose, _) => {
-                self.query_failed(purpose, Fault::unexpected_answer(&course.on), now);
-            }
+            (purpose, outcome) => return self.other_step(&course.on, purpose, outcome, now),
         }
         None
     }
 
-    /// A node was looked at before a switchover.
-    fn looked_at_node(
+    /// The same of a look before a switchover, and of what is no such outcome.
+    fn other_step(
         &mut self,
         on: &NodeId,
         purpose: Purpose,
-        facts: Box<SwitchoverFacts>,
+        outcome: Outcome,
         now: Timestamp,
     ) -> Next {
-        match purpose {
-            Purpose::LookAtOld(looking) => return Self::look_at_new(looking, facts),
-            Purpose::LookAtNew(looking, old) => {
-                self.looked_before_switchover(*looking, &old, &facts, now);
+        match (purpose, outcome) {
+            (Purpose::LookAtWayBack(looking), Outcome::SourceFacts(facts)) => {
+                self.look_at_follower(looking, facts)
             }
-            other => self.query_failed(other, Fault::unexpected_answer(on), now),
+            (Purpose::LookAtFollower(looking, source), Outcome::TargetFacts(target)) => {
+                self.looked_at_follower(looking, &source, &target)
+            }
+            (Purpose::LookAtOld(looking), Outcome::SwitchoverFacts(facts)) => {
+                Self::look_at_new(looking, facts)
+            }
+            (Purpose::LookAtNew(looking, old), Outcome::SwitchoverFacts(facts)) => {
+                self.looked_before_switchover(*looking, &old, &facts, now);
+                None
+            }
+            (purpose, _) => {
+                self.query_failed(purpose, Fault::unexpected_answer(on), now);
+                None
+            }
         }
-        None
     }
 }

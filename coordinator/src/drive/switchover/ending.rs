@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{AbsentSource, DetachSpec};
-use steep_protocol::message::handover::SchemaCheck;
-use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState, SchemaCheck};
 use steep_protocol::message::switchover::SwitchoverStep as Step;
-use steep_protocol::{Fault, FaultKind, JobId, NodeState, Retry};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 use tokio::sync::oneshot;
 
+use super::orders::follow_spec;
 use crate::drive::detach::Standing;
 use crate::drive::orders::Start;
 use crate::drive::{Driver, Ticket};
+use crate::job::Stage;
 use crate::job::handover::Handover;
 use crate::job::time::after;
-use crate::store::{Store, Write};
+use crate::store::{LeftBehind, Store, Write};
 use crate::switchover::machine::Event;
 
 /// How long the new node's agent may take to see that its subscription is gone.
@@ -64,7 +65,7 @@ impl<S: Store> Driver<S> {
     /// Lets the old node follow the new one by a job on the slot that was made before the stop.
     fn follow_new(&mut self, id: JobId, now: Timestamp) -> Result<Option<Event>, Fault> {
         let one = &self.switchovers[&id].switchover;
-        let (from, to) = (one.spec.from.clone(), one.spec.to.clone());
+        let from = one.spec.from.clone();
         let Some(job) = one.following else {
             return self.begin_to_follow(id, now).map(|()| None);
         };
@@ -80,13 +81,66 @@ impl<S: Store> Driver<S> {
             | NodeState::CatchingUp
             | NodeState::Reinitializing => return Ok(None),
         };
+        let fault = self.no_way_back(id, &why);
+        Ok(Some(Event::Followed(Err(fault))))
+    }
+
+    /// Why there is no way back, and what an operator can do about it.
+    fn no_way_back(&self, id: JobId, why: &str) -> Fault {
+        let one = &self.switchovers[&id].switchover;
+        let (from, to) = (&one.spec.from, &one.spec.to);
+        let slot = one.way_back().slot;
         let text = format!("{from} does not follow {to}, so there is no way back: {why}");
-        Ok(Some(Event::Followed(Err(text))))
+        let job = one.following.and_then(|job| self.jobs.get(&job));
+        let is_kept = job.is_some_and(|live| matches!(live.job.stage, Stage::Kept(_)));
+        let again = match (is_kept, one.position) {
+            (true, _) => format!("steep-repl init {from} --from {to} --resume"),
+            (false, Some(lsn)) => format!(
+                "steep-repl init complete --node {from} --source {to} --source-lsn {lsn} --slot {slot} --skip-schema-check"
+            ),
+            (false, None) => format!("steep-repl init {from} --from {to} --force"),
+        };
+        Fault::new(FaultKind::Failed, text).on(from).hint(format!(
+            "{to} takes writes. Once the cause is removed: {again}. Without a way back: steep-repl init cancel \
+             --node {from}, which also drops the slot {slot}; until then that keeps WAL on {to}"
+        ))
+    }
+
+    /// A node has been initialised: if by that it follows the one that took its writes, there is a way back.
+    pub(in crate::drive) fn way_back_found(&mut self, node: &NodeId) {
+        let Some(record) = self.nodes.get(node) else {
+            return;
+        };
+        for one in self.switchovers.values_mut().map(|one| &mut one.switchover) {
+            let follows = one.spec.from == *node && record.source.as_ref() == Some(&one.spec.to);
+            if one.step == Step::Completed && follows && one.fault.take().is_some() {
+                self.out
+                    .writes
+                    .push(Write::Switchover(Box::new(one.clone())));
+            }
+        }
+    }
+
+    /// What a node leaves on the one that took its writes, once it is not to follow that after all.
+    pub(in crate::drive) fn way_back_left(&self, node: &NodeId) -> Option<LeftBehind> {
+        let mut all = self.switchovers.values().map(|one| &one.switchover);
+        let one = all.find(|one| one.step == Step::Completed && one.spec.from == *node)?;
+        one.fault.as_ref()?;
+        let left = LeftBehind {
+            source: one.spec.to.clone(),
+            replication: one.way_back(),
+        };
+        let agent = self.registry.get(&left.source);
+        let mut known = agent.into_iter().flat_map(|a| a.prepared.iter().flatten());
+        let slot = known.find(|slot| slot.replication == left.replication);
+        let other =
+            |slot: &PreparedSlot| matches!(&slot.state, PreparedState::Taken(by) if by != node);
+        (!slot.is_some_and(other)).then_some(left)
     }
 
     fn begin_to_follow(&mut self, id: JobId, now: Timestamp) -> Result<(), Fault> {
         let one = &self.switchovers[&id].switchover;
-        let (from, to) = (one.spec.from.clone(), one.spec.to.clone());
+        let to = one.spec.to.clone();
         let old = one.replication.name();
         let still = self.nodes[&to].lineage.as_ref().is_some_and(|lineage| {
             let mut all = lineage.subscriptions.iter();
@@ -106,12 +160,7 @@ impl<S: Store> Driver<S> {
             schema: SchemaCheck::Skipped,
         };
         let operator = one.operator.clone();
-        let spec = JobSpec {
-            method: Method::Backup,
-            schema_mode: SchemaMode::Manual,
-            confirmation: Confirmation::Given,
-            ..JobSpec::new(to, from)
-        };
+        let spec = follow_spec(&one.spec);
         self.check_init(&spec)?;
         self.check_slot_free(&handover)?;
         let job = self.begin(spec, Start::Backup(handover), &operator, now);

@@ -253,8 +253,14 @@ impl<S: Store> Driver<S> {
                 let text = format!(
                     "{to} takes writes in place of {from}, which were stopped for {seconds:.1} s"
                 );
-                Note::info("switchover.completed", text)
-                    .field("duration_ms", begun.max(0))
+                let note = match fault {
+                    None => Note::info("switchover.completed", text),
+                    Some(fault) => {
+                        let text = format!("{text}; {fault}");
+                        Note::warn("switchover.completed", text).field("hint", &fault.hint)
+                    }
+                };
+                note.field("duration_ms", begun.max(0))
                     .field("stopped_ms", millis(stopped))
             }
             Effect::Entered(Step::Undone) => {

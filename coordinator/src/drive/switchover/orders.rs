@@ -1,13 +1,17 @@
 //! Checks an order, looks at both nodes, and begins.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, NodeCommand};
+use steep_protocol::message::agent::{
+    Command, NodeCommand, SlotOrigin, SourceCommand, TargetCommand,
+};
 use steep_protocol::message::api::{AbsentSource, ApiReply, Order};
-use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::facts::{Finding, Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, TableFilter};
 use steep_protocol::message::switchover::{
     Needed, STOP_MAX, SwitchoverCommand, SwitchoverFacts, SwitchoverSpec, SwitchoverStep as Step,
+    WayBack,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeState, Retry};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
 use super::Switching;
 use crate::drive::audit::AuditEntry;
@@ -16,6 +20,7 @@ use crate::drive::log::Note;
 use crate::drive::query::{Next, Purpose};
 use crate::drive::{Answer, Driver, Ticket};
 use crate::job::Job;
+use crate::job::preflight::{self, Case};
 use crate::store::{Columns, Store, Write};
 use crate::switchover::judge::{self, Known};
 use crate::switchover::machine::Event;
@@ -26,6 +31,8 @@ pub(in crate::drive) struct Looking {
     spec: SwitchoverSpec,
     then: Then,
     ticket: Ticket,
+    /// What speaks against the way back.
+    way_back: Vec<Finding>,
 }
 
 /// What follows it.
@@ -38,6 +45,33 @@ enum Then {
 
 fn look(needed: Needed) -> Command {
     NodeCommand::Switchover(SwitchoverCommand::Look { needed }).into()
+}
+
+fn look_at_old(looking: Box<Looking>) -> (NodeId, Command, Purpose) {
+    let from = looking.spec.from.clone();
+    (from, look(Needed::default()), Purpose::LookAtOld(looking))
+}
+
+/// The first look, if the old node is to follow: at the new one, as its source.
+fn look_at_way_back(looking: Box<Looking>) -> (NodeId, Command, Purpose) {
+    let spec = &looking.spec;
+    let command = SourceCommand::Gather {
+        target: spec.from.clone(),
+        filter: TableFilter::default(),
+        slot: SlotOrigin::Made,
+    };
+    let to = spec.to.clone();
+    (to, command.into(), Purpose::LookAtWayBack(looking))
+}
+
+/// The job by which the old node follows the new one.
+pub(super) fn follow_spec(spec: &SwitchoverSpec) -> JobSpec {
+    JobSpec {
+        method: Method::Backup,
+        schema_mode: SchemaMode::Manual,
+        confirmation: Confirmation::Given,
+        ..JobSpec::new(spec.to.clone(), spec.from.clone())
+    }
 }
 
 impl<S: Store> Driver<S> {
@@ -98,7 +132,10 @@ impl<S: Store> Driver<S> {
     ) -> Result<(), Fault> {
         if matches!(
             order,
-            Order::Switchover(_) | Order::Verify(_) | Order::Capture { .. }
+            Order::Switchover(_)
+                | Order::Verify(_)
+                | Order::VerifyRest { .. }
+                | Order::Capture { .. }
         ) {
             return Ok(());
         }
@@ -116,14 +153,60 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Result<(), Fault> {
         let job = self.check_switchover(&spec)?;
-        let from = spec.from.clone();
-        let looking = Looking { spec, then, ticket };
-        let purpose = Purpose::LookAtOld(Box::new(looking));
+        let looking = Box::new(Looking {
+            spec,
+            then,
+            ticket,
+            way_back: Vec::new(),
+        });
+        let (on, command, purpose) = match looking.spec.way_back {
+            WayBack::Follow => look_at_way_back(looking),
+            WayBack::None => look_at_old(looking),
+        };
         // Under an id of its own: the job's may be at work.
         let id = self.new_job_id();
-        let command = (look(Needed::default()), purpose);
-        self.begin_query_as(id, &from, job.replication(), command, now);
+        let command = (command, purpose);
+        self.begin_query_as(id, &on, job.replication(), command, now);
         Ok(())
+    }
+
+    /// The new node was looked at as a source: the old one follows, as its target.
+    pub(in crate::drive) fn look_at_follower(
+        &self,
+        looking: Box<Looking>,
+        source: Box<SourceFacts>,
+    ) -> Next {
+        let spec = &looking.spec;
+        let command = TargetCommand::Gather {
+            source: self.peer(&spec.to),
+            filter: TableFilter::default(),
+        };
+        let from = spec.from.clone();
+        Some((
+            from,
+            command.into(),
+            Purpose::LookAtFollower(looking, source),
+        ))
+    }
+
+    /// Judges whether the old node can follow, then looks at it as the node that takes writes.
+    pub(in crate::drive) fn looked_at_follower(
+        &self,
+        mut looking: Box<Looking>,
+        source: &SourceFacts,
+        target: &TargetFacts,
+    ) -> Next {
+        let spec = follow_spec(&looking.spec);
+        let findings = (self.rules.judge)(&Case {
+            spec: &spec,
+            source,
+            target,
+            handover: None,
+            stored: None,
+            around: &self.around(),
+        });
+        looking.way_back = preflight::of_way_back(findings);
+        Some(look_at_old(looking))
     }
 
     /// The job by which the new node follows the old one.
@@ -202,8 +285,14 @@ impl<S: Store> Driver<S> {
         new: &SwitchoverFacts,
         now: Timestamp,
     ) {
-        let Looking { spec, then, ticket } = looking;
-        let findings = judge::judge(&spec, &self.known_before(&spec), old, new);
+        let Looking {
+            spec,
+            then,
+            ticket,
+            way_back,
+        } = looking;
+        let mut findings = way_back;
+        findings.extend(judge::judge(&spec, &self.known_before(&spec), old, new));
         match then {
             Then::Show => {
                 let target = spec.to;

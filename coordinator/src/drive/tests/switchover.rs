@@ -29,7 +29,15 @@ fn wanted(way_back: WayBack) -> SwitchoverSpec {
 
 /// Begins one, and runs the agents until it has been accepted.
 fn begin(world: &mut World, spec: SwitchoverSpec) -> watch::Receiver<SwitchoverView> {
+    let way_back = spec.way_back;
     let mut answer = world.ask_later(Order::Switchover(Box::new(spec)));
+    if way_back == WayBack::Follow {
+        // Whether the old node can follow is looked at first.
+        for (name, look) in [("b", "gather_source"), ("a", "gather_target")] {
+            world.until(name, |command| command.policy().name == look);
+            world.end_one(name, None);
+        }
+    }
     world.until("a", |command| {
         command.policy().name == "look_before_switchover"
     });
@@ -305,4 +313,39 @@ fn with_a_way_back_the_old_node_follows_from_the_position_before_the_new_one_too
     });
     let origin = steep_protocol::message::agent::SubscriptionStart::AtOrigin(Lsn(11));
     assert_eq!(start, Some(origin));
+}
+
+#[test]
+fn a_way_back_that_fails_is_told_and_what_is_left_of_it_goes_with_the_cancel() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    synchronized_pair(&mut world);
+    let feed = begin(&mut world, wanted(WayBack::Follow));
+    let follows = |command: &Command| command.policy().name == "gather_handover";
+    world.until("b", follows);
+    world.end_one("b", Some(Fault::new(FaultKind::Failed, "no such luck")));
+    let view = finish(&mut world, &feed);
+    assert_eq!(view.step, SwitchoverStep::Completed);
+    let fault = view.fault.unwrap();
+    assert!(fault.message.contains("no way back: "), "{fault}");
+    let slot = format!("steep_switchover_{}", view.switchover_id);
+    for said in [
+        "init complete --node a --source b",
+        "--source-lsn 0/B",
+        slot.as_str(),
+    ] {
+        assert!(fault.hint.contains(said), "{}", fault.hint);
+    }
+    assert_eq!(world.state("a"), NodeState::Failed);
+    let before = world.agent("b").history.len();
+    let cancel = Order::Cancel {
+        node: node("a"),
+        data: steep_protocol::message::job::CancelledData::Remove,
+    };
+    assert!(matches!(world.ask(cancel), Ok(Answer::Replies(_))));
+    world.skip(1);
+    world.run_on();
+    assert!(told(&mut world, "b", before).contains(&"cleanup_source"));
+    assert_eq!(count(&mut world, "node.left_removed"), 1);
+    assert_eq!(world.state("a"), NodeState::Uninitialized);
 }

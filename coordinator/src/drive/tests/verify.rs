@@ -18,8 +18,8 @@ use crate::testing::{node, spec};
 
 type Feed = watch::Receiver<VerifyFeed>;
 
-fn verify(world: &mut World, a: &str, b: &str) -> Feed {
-    let order = Order::Verify(Box::new(VerifySpec {
+fn wanted(a: &str, b: &str) -> VerifySpec {
+    VerifySpec {
         comparing: Comparing::Equality,
         node_a: node(a),
         node_b: node(b),
@@ -27,8 +27,11 @@ fn verify(world: &mut World, a: &str, b: &str) -> Feed {
         values: RowValues::Hidden,
         parallel: 2,
         max_rate: None,
-    }));
-    match world.ask(order) {
+    }
+}
+
+fn verify(world: &mut World, a: &str, b: &str) -> Feed {
+    match world.ask(Order::Verify(Box::new(wanted(a, b)))) {
         Ok(Answer::Verifying(feed)) => feed,
         other => panic!("{other:?}"),
     }
@@ -77,15 +80,15 @@ fn missing_one() -> VerifyReport {
 }
 
 fn ended(feed: &Feed) -> VerifyReport {
-    match &*feed.borrow() {
-        VerifyFeed::Ended(Ok(report)) => report.as_ref().clone(),
+    match &feed.borrow().ended {
+        Some(Ok(report)) => report.as_ref().clone(),
         other => panic!("{other:?}"),
     }
 }
 
 fn failed(feed: &Feed) -> FaultKind {
-    match &*feed.borrow() {
-        VerifyFeed::Ended(Err(fault)) => fault.kind,
+    match &feed.borrow().ended {
+        Some(Err(fault)) => fault.kind,
         other => panic!("{other:?}"),
     }
 }
@@ -127,6 +130,43 @@ fn the_replica_reads_its_source_whichever_is_named_first() {
 }
 
 #[test]
+fn what_was_compared_before_an_interruption_is_left_out_and_counts() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    // The replica is named first, so its agent sees the tables the other way round.
+    let feed = verify(&mut world, "b", "a");
+    world.until("b", is_verify);
+    let job = world.agent("b").at_work.first_key_value().unwrap().1.0;
+    let report = Box::new(missing_one().tables.remove(0));
+    world.say("b", AgentMessage::TableCompared { job, report });
+    let told = feed.borrow().tables[0].as_ref().clone();
+    assert_eq!((told.missing, told.extra), (0, 1));
+    drop(feed);
+    world.skip(1);
+
+    let order = Order::VerifyRest {
+        spec: Box::new(wanted("b", "a")),
+        done: vec![told.clone()],
+    };
+    let Ok(Answer::Verifying(feed)) = world.ask(order) else {
+        panic!("it is not begun");
+    };
+    let rest = |command: &Command| match command {
+        Command::Target(TargetCommand::VerifyRest(_, done)) => *done == [told.name.clone()],
+        _ => false,
+    };
+    world.until("b", rest);
+    end(&mut world, "b", VerifyReport::default());
+    assert_eq!(ended(&feed).tables, [told]);
+    let events = world.events("a");
+    let event = events.last().unwrap();
+    assert_eq!(event.event.as_str(), "verify.completed");
+    assert!(event.message.contains("differs"), "{event:?}");
+}
+
+#[test]
 fn progress_keeps_it_alive_and_silence_ends_it() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
@@ -136,7 +176,7 @@ fn progress_keeps_it_alive_and_silence_ends_it() {
         world.skip(500);
         progress(&mut world, "b");
     }
-    assert!(matches!(&*feed.borrow(), VerifyFeed::Progress(work) if work.done == 1));
+    assert!(matches!(&feed.borrow().work, Some(work) if work.done == 1));
     world.skip(700);
     assert_eq!(failed(&feed), FaultKind::Timeout);
     assert!(

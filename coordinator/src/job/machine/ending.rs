@@ -350,8 +350,8 @@ impl Turn {
         }
         match ending.why {
             Why::Failed(fault) => {
-                if self.job.change.is_some() {
-                    self.effects.push(Effect::Node(NodeEvent::Returned));
+                if let Some(change) = &self.job.change {
+                    self.effects.push(Effect::Node(change.returned()));
                 } else if ending.shown == Shown::NotYet {
                     self.effects.push(Effect::Node(NodeEvent::Failed));
                 }
@@ -363,11 +363,12 @@ impl Turn {
             }
             Why::Again(_) => self.begin_again(),
             Why::Cancelled(data) => {
-                self.effects.push(Effect::Node(match data {
-                    CancelledData::Detach => NodeEvent::Detached,
-                    _ if self.job.change.is_some() => NodeEvent::Returned,
-                    CancelledData::Remove | CancelledData::Keep => NodeEvent::Cancelled,
-                }));
+                self.effects
+                    .push(Effect::Node(match (data, &self.job.change) {
+                        (CancelledData::Detach, _) => NodeEvent::Detached,
+                        (_, Some(change)) => change.returned(),
+                        (CancelledData::Remove | CancelledData::Keep, None) => NodeEvent::Cancelled,
+                    }));
                 self.effects.push(Effect::Finished(Finish::Cancelled(rows)));
                 self.close(Closed::Cancelled);
             }

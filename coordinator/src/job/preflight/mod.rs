@@ -15,8 +15,9 @@
 //! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
 //! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
 //! rows depends on), [`altered`] (altered functions of extensions), [`spool`] (room for rows that wait beside the
-//! source), [`snapshot_key`] (the key of an encrypted snapshot), [`stored_files`] (its files), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
+//! source), [`snapshot_key`] (the key of an encrypted snapshot), [`stored_files`] (its files), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`adding`] is about the words for tables that are added, [`unfollowed`] leaves out what does not matter to a target that will not follow, [`way_back`] what does not matter after a switchover.
 
+mod adding;
 mod altered;
 mod capacity;
 mod content;
@@ -40,6 +41,7 @@ mod spool;
 mod stored_files;
 pub(crate) mod text;
 mod unfollowed;
+mod way_back;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -51,6 +53,7 @@ pub use prepared::standing;
 pub use resumed::resumed;
 pub use spool::NO_ROOM;
 pub use stored_files::{not_loadable, read_by_source};
+pub use way_back::of_way_back;
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
@@ -131,6 +134,9 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
         schema::judge(&pair, &mut findings);
     }
     findings.retain(|finding| unfollowed::matters(&pair, finding));
+    if case.spec.method == Method::Add {
+        adding::reword(&mut findings);
+    }
     // Stable sort: findings of one severity keep the order above.
     findings.sort_by_key(|finding| Reverse(finding.severity));
     findings

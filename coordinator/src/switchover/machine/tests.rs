@@ -327,7 +327,7 @@ fn no_event_in_any_step_is_a_dead_end() {
                 7 => Event::Up(node("b")),
                 8 => Event::Undo(fault()),
                 9 => Event::Detached,
-                10 => Event::Followed(Err("why".to_owned())),
+                10 => Event::Followed(Err(fault())),
                 _ => Event::Hindered(fault()),
             };
             let before = one.writable().cloned();

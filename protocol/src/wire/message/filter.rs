@@ -49,6 +49,12 @@ impl TableFilter {
                 .any(|t| t.schema.as_str() == schema)
     }
 
+    /// Whether it names tables alone, as where tables are added.
+    #[must_use]
+    pub fn names_tables_alone(&self) -> bool {
+        self.include_schemas.is_empty() && !self.include_tables.is_empty()
+    }
+
     /// Whether the filter admits that table.
     #[must_use]
     pub fn admits(&self, table: &TableName) -> bool {

@@ -138,6 +138,15 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
+    /// Whether it is a type.
+    #[must_use]
+    pub fn is_type(self) -> bool {
+        matches!(
+            self,
+            Self::Enum | Self::Domain | Self::Composite | Self::Range
+        )
+    }
+
     /// The name in JSON and in sentences.
     #[must_use]
     pub fn as_str(self) -> &'static str {

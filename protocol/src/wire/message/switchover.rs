@@ -317,9 +317,9 @@ pub struct SwitchoverView {
     pub way_back: WayBack,
     /// The statement that lets sessions of `from` write again, once they may not.
     pub reopen: Option<String>,
-    /// Sessions on `from` that were ended in a transaction.
+    /// Sessions on `from` that were ended.
     pub ended_sessions: u64,
-    /// Why it was undone, or what holds it up.
+    /// Why it was undone, what holds it up, or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
     /// What a person should know, a sentence each.
     pub warnings: Vec<String>,

@@ -74,7 +74,7 @@ pub const LISTED_TABLES_MAX: usize = 50_000;
 /// The tables of a replication at its source.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TableList {
-    /// By name, those that are not followed first; at most [`LISTED_TABLES_MAX`].
+    /// By name, those that are not followed first, those that are left out last; at most [`LISTED_TABLES_MAX`].
     pub tables: Vec<ListedTable>,
     /// How many are followed.
     pub followed: u64,
@@ -100,4 +100,6 @@ pub enum Carried {
     Followed,
     /// No, though its filter admits it: it was created, or attached, since.
     NotFollowed,
+    /// No: it was dropped from the replication, or excluded from the start.
+    LeftOut,
 }

@@ -83,6 +83,8 @@ impl Reader<'_> {
                 _ => ObjectKind::Composite,
             };
             let within = match (kind, &schema) {
+                // Tables use types of any schema; others are left out later.
+                _ if filter.names_tables_alone() => true,
                 (ObjectKind::Schema, _) => filter.reaches(&name),
                 (_, Some(schema)) => filter.reaches(schema.as_str()),
                 (_, None) => true,

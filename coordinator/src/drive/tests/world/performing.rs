@@ -29,6 +29,7 @@ impl World {
                 }),
             },
             Command::Node(NodeCommand::ListTables { .. }) => Outcome::Listed(Default::default()),
+            Command::Node(NodeCommand::CheckFollowed { .. }) => Outcome::Done,
             Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
             Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(FoundSnapshot {
                 snapshot: SnapshotId(job.0),
@@ -177,7 +178,9 @@ impl World {
             TargetCommand::RaiseSequences { .. } => {
                 Outcome::SequencesRaised(super::super::detach::raised())
             }
-            TargetCommand::Verify(_) => Outcome::Compared(Box::default()),
+            TargetCommand::Verify(_) | TargetCommand::VerifyRest(..) => {
+                Outcome::Compared(Box::default())
+            }
             TargetCommand::Repair(_) => Outcome::Repaired(Box::default()),
             TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
                 made: 1,

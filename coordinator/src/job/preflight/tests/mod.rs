@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{
-    OwnedTables, ReachedDatabase, Severity, SourceFacts, TargetFacts,
+    Finding, OwnedTables, ReachedDatabase, Severity, SourceFacts, TargetFacts,
 };
 use steep_protocol::message::job::Method;
 
@@ -55,6 +55,22 @@ fn walk_from(start: fn() -> World, cases: &[(&str, Severity, Defect)]) {
                 texts.iter().all(|t| !t.ends_with('.')),
                 "{code}: {finding:?}"
             );
+        }
+        // Who adds tables is not told of flags that only init has.
+        world.spec.method = Method::Add;
+        // An addition excludes nothing.
+        let of_filter = |finding: &Finding| finding.code.starts_with("filter_");
+        for finding in world.judge().into_iter().filter(|f| !of_filter(f)) {
+            let texts = [&finding.what, &finding.why, &finding.fix];
+            for flag in [
+                "--exclude-table",
+                "--include-schema",
+                "--dry-run",
+                "--method",
+            ] {
+                let named = texts.iter().any(|text| text.contains(flag));
+                assert!(!named, "{code} names {flag}: {finding:?}");
+            }
         }
     }
 }

@@ -21,7 +21,9 @@ impl Command {
             TargetCommand::Cleanup {
                 sequences, joined, ..
             } => sequences.as_ref().or(joined.as_ref().map(|j| &j.source)),
-            TargetCommand::Verify(request) => Some(&request.source),
+            TargetCommand::Verify(request) | TargetCommand::VerifyRest(request, _) => {
+                Some(&request.source)
+            }
             TargetCommand::Repair(request) => Some(&request.source),
             TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
             TargetCommand::Open { .. }

@@ -257,6 +257,8 @@ pub enum TargetCommand {
     /// Write what a page of a plan says, by the rows of the source, which must have received
     /// [`SourceCommand::AdmitVerify`] for the same job.
     Repair(Box<RepairRows>),
+    /// The same as [`TargetCommand::Verify`] without these tables, which an earlier one has compared.
+    VerifyRest(Box<VerifyTables>, Vec<TableName>),
 }
 
 /// Arguments of [`SourceCommand::Open`].

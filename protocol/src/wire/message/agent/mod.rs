@@ -39,6 +39,7 @@ use super::api::AuditView;
 use super::handover::{PreparedSlot, Replication, SlotName};
 use super::lineage::Lineage;
 use super::snapshot::RecordedSnapshot;
+use super::verify::TableReport;
 use crate::wire::report_interval::ReportInterval;
 use crate::wire::{CommandId, Fault, JobId, Lsn, NodeId, NodeState};
 
@@ -93,6 +94,13 @@ pub enum AgentMessage {
     /// [`SNAPSHOTS_MAX`](super::snapshot::SNAPSHOTS_MAX). Sent in every session once they have been read, and again when
     /// they change.
     Recorded(Vec<RecordedSnapshot>),
+    /// A comparison that goes on has compared a table. Sent once.
+    TableCompared {
+        /// The comparison.
+        job: JobId,
+        /// What came of the table.
+        report: Box<TableReport>,
+    },
 }
 
 /// From the coordinator to an agent.

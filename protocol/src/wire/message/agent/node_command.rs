@@ -6,7 +6,7 @@ use super::super::job::TableFilter;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::StoredPlace;
 use super::super::switchover::SwitchoverCommand;
-use crate::wire::JobId;
+use crate::wire::{JobId, TableName};
 
 /// Commands to any agent about its own node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,5 +44,12 @@ pub enum NodeCommand {
         replication: JobId,
         /// Its filter.
         filter: TableFilter,
+    },
+    /// See whether a replication from here carries these tables. Otherwise a fault names those that it does not.
+    CheckFollowed {
+        /// The replication's id.
+        replication: JobId,
+        /// The tables; a partitioned one stands for its partitions.
+        tables: Vec<TableName>,
     },
 }

@@ -168,7 +168,7 @@ impl TargetCommand {
                 Comparison::Replicated(_) => "compare_replicated",
             }),
             // It may take days; its limit begins anew with each report of progress.
-            Self::Verify(_) => Policy {
+            Self::Verify(_) | Self::VerifyRest(..) => Policy {
                 at_stop: AtStop::Cancel,
                 ..Policy::QUESTION
                     .named("verify")
@@ -202,6 +202,7 @@ impl NodeCommand {
             Self::FindStored { .. } => Policy::QUESTION.named("find_snapshot"),
             Self::CheckPlace { .. } => Policy::QUESTION.named("check_place"),
             Self::ListTables { .. } => Policy::QUESTION.named("list_tables"),
+            Self::CheckFollowed { .. } => Policy::QUESTION.named("check_followed"),
             // It reads the index of every part.
             Self::CheckStored { .. } => Policy::QUESTION
                 .named("check_snapshot")

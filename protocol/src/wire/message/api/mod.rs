@@ -22,7 +22,7 @@ use super::schema::SchemaPage;
 use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
 use super::switchover::SwitchoverView;
 use super::tables::TableList;
-use super::verify::{ScheduleView, VerifyReport};
+use super::verify::{ScheduleView, TableReport, VerifyReport};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -91,6 +91,8 @@ pub enum ApiReply {
     Switchover(Box<SwitchoverView>),
     /// What came of a page of a repair.
     Repaired(Box<RepairReport>),
+    /// A table of a comparison that goes on is compared.
+    TableCompared(Box<TableReport>),
 }
 
 /// A node, as the CLI shows it.

@@ -9,7 +9,7 @@ use super::super::repair::RepairSpec;
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
 use super::super::switchover::SwitchoverSpec;
 use super::super::tables::ChangeSpec;
-use super::super::verify::{ScheduleSpec, VerifySpec};
+use super::super::verify::{ScheduleSpec, TableReport, VerifySpec};
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
 use crate::wire::{NodeId, SnapshotId};
@@ -217,6 +217,14 @@ pub enum Order {
     Repair(Box<RepairSpec>),
     /// [`ApiReply::End`] once the coordinator compares the rows of a replica regularly, or no longer.
     ScheduleVerify(Box<ScheduleSpec>),
+    /// As [`Order::Verify`], of a comparison that was interrupted: what was found in these tables stands, and only the
+    /// others are compared.
+    VerifyRest {
+        /// What is wanted.
+        spec: Box<VerifySpec>,
+        /// Tables that were compared, without examples; at most [`crate::limits::VERIFY_DONE_MAX`] bytes.
+        done: Vec<TableReport>,
+    },
 }
 
 /// Arguments of [`Order::Detach`].

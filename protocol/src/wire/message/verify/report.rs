@@ -121,6 +121,24 @@ impl VerifyReport {
 }
 
 impl TableReport {
+    /// The same, as seen from the other node.
+    #[must_use]
+    pub fn reversed(mut self) -> Self {
+        self.reverse();
+        self
+    }
+
+    /// The same without single rows and columns.
+    #[must_use]
+    pub fn summary(&self) -> Self {
+        Self {
+            key: Vec::new(),
+            columns: Vec::new(),
+            examples: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     fn reverse(&mut self) {
         std::mem::swap(&mut self.rows_a, &mut self.rows_b);
         std::mem::swap(&mut self.missing, &mut self.extra);
