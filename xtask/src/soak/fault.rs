@@ -61,6 +61,8 @@ pub(super) enum Fault {
     Stop(Process),
     /// SIGKILL of the coordinator and that side's agent.
     KillBoth(Side),
+    /// SIGKILL of the coordinator, and a new process without its store once its time is over.
+    LoseStore,
     /// A new process at another address.
     Move(Side),
     /// `pg_terminate_backend`.
@@ -154,7 +156,7 @@ impl Fault {
             Session::ApplyWorker,
         ];
         let datagrams = [Path::Peers, Path::SourceControl, Path::TargetControl];
-        let mut all = vec![Self::Cut(Path::Subscription), Self::Reset];
+        let mut all = vec![Self::Cut(Path::Subscription), Self::Reset, Self::LoseStore];
         all.extend(processes.iter().flat_map(|process| {
             [
                 Self::Kill(*process),
@@ -190,6 +192,8 @@ impl Fault {
             Self::Terminate(Session::Walsender | Session::ApplyWorker)
             | Self::Cut(Path::Subscription)
             | Self::Reset => phase.follows(),
+            // Before, not every job is known again.
+            Self::LoseStore => phase >= Phase::Indexing,
             Self::Kill(Process::Follower)
             | Self::Pause(Process::Follower)
             | Self::Stop(Process::Follower) => !matches!(
@@ -234,6 +238,7 @@ impl Fault {
                 | Self::Pause(Process::Coordinator)
                 | Self::Stop(Process::Coordinator)
                 | Self::KillBoth(_)
+                | Self::LoseStore
         )
     }
 
@@ -300,6 +305,7 @@ impl fmt::Display for Fault {
             Self::Pause(process) => write!(f, "pause {process}"),
             Self::Stop(process) => write!(f, "stop {process}"),
             Self::KillBoth(side) => write!(f, "kill coordinator and {side} agent"),
+            Self::LoseStore => f.write_str("lose the coordinator's store"),
             Self::Move(side) => write!(f, "move {side} agent"),
             Self::Terminate(session) => write!(f, "terminate {session}"),
             Self::Shutdown(side) => write!(f, "restart {side} PostgreSQL, fast"),

@@ -74,6 +74,17 @@ impl Method {
         };
         Phase::ALL.into_iter().filter(has).collect()
     }
+
+    /// Whether the fault can strike there, with nothing under way that it would end.
+    fn survives(self, fault: Fault, phase: Phase) -> bool {
+        match (fault, self) {
+            // The other target may be anywhere.
+            (Fault::LoseStore, Self::Several) => false,
+            // Its spool is being removed.
+            (Fault::LoseStore, Self::TwoPhase) => phase > Phase::Indexing,
+            _ => fault.fits(phase),
+        }
+    }
 }
 
 impl Round {
@@ -102,7 +113,7 @@ impl Round {
         }
         let folds = chosen.contains(&Phase::Folding);
         let strikes = chosen.into_iter().map(|phase| {
-            let strike = draw_strike(&mut random, phase);
+            let strike = draw_strike(&mut random, method, phase);
             if folds && phase == Phase::CopyingLate {
                 let fault = Fault::Kill(Process::SourceAgent);
                 let away = Duration::from_secs(1);
@@ -134,10 +145,10 @@ impl Round {
     }
 }
 
-fn draw_strike(random: &mut StdRng, phase: Phase) -> Strike {
+fn draw_strike(random: &mut StdRng, method: Method, phase: Phase) -> Strike {
     let fitting: Vec<Fault> = Fault::all()
         .into_iter()
-        .filter(|fault| fault.fits(phase))
+        .filter(|fault| method.survives(*fault, phase))
         .collect();
     let fault = *fitting
         .choose(random)

@@ -1,5 +1,6 @@
 //! Applies a fault to the running processes, and takes it back.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -31,6 +32,11 @@ impl World {
             Fault::KillBoth(side) => {
                 self.cluster.kill_coordinator()?;
                 self.cluster.kill_agent(side.node())?;
+                Ok(Hit::Struck)
+            }
+            Fault::LoseStore => {
+                self.cluster.kill_coordinator()?;
+                fs::remove_dir_all(self.cluster.dir().join("coordinator"))?;
                 Ok(Hit::Struck)
             }
             Fault::Move(side) => {
@@ -65,6 +71,7 @@ impl World {
                 self.cluster.start_coordinator()?;
                 self.cluster.start_agent(side.node())
             }
+            Fault::LoseStore => self.cluster.start_coordinator(),
             Fault::Move(side) => {
                 self.move_agent(side)?;
                 self.cluster.start_agent(side.node())
