@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 66] = [
+const ELSEWHERE: [&str; 67] = [
     "switchover.started",
     "switchover.step",
     "switchover.retried",
@@ -235,6 +235,7 @@ const ELSEWHERE: [&str; 66] = [
     "switchover.writes_given_back",
     "tables.added",
     "tables.dropped",
+    "reinit.completed",
     "tables.policy",
     "tables.not_added",
     "init.adopted",

@@ -182,6 +182,7 @@ impl Agent {
                 followed,
             } => self.jobs.admit_change(job, target, filter, *followed),
             SourceCommand::Open(request) => return self.open(task, request).await,
+            SourceCommand::OpenFollowed(request) => return self.open_followed(task, request).await,
             SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.released(job) {
                     open.close().await;
@@ -193,6 +194,11 @@ impl Agent {
                 }
                 let lsn = fence::await_fence(task).await?;
                 return Ok(Outcome::FencePassed { lsn });
+            }
+            SourceCommand::AwaitFenceAfterWriters { earlier } => {
+                snapshot::await_writers(task).await?;
+                let command = SourceCommand::AwaitFence { earlier };
+                return Box::pin(self.as_source(task, command)).await;
             }
             SourceCommand::Prove => {
                 let known = self.jobs.get(job).and_then(|entry| entry.totals());
@@ -284,6 +290,10 @@ impl Agent {
                 let prepared = prepare(task, &link, carried.as_deref(), request);
                 Box::pin(prepared).await.map(Outcome::Warned)
             }
+            TargetCommand::PrepareShadows { prepare, changed } => {
+                self.prepare_shadows(task, prepare, &changed).await
+            }
+            TargetCommand::Swap(changed) => self.swap(task, &changed).await,
             TargetCommand::Copy(request) => self.copy(task, request).await,
             TargetCommand::BuildIndexes { parallel, note } => {
                 target::renew_note(task, note.as_deref()).await?;

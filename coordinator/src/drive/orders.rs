@@ -368,6 +368,7 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
         | Method::Stored
         | Method::Load
         | Method::Add
-        | Method::Drop => false,
+        | Method::Drop
+        | Method::Reinit => false,
     }
 }

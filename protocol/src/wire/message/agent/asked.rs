@@ -23,7 +23,10 @@ impl Command {
             } => sequences.as_ref().or(joined.as_ref().map(|j| &j.source)),
             TargetCommand::Verify(request) => Some(&request.source),
             TargetCommand::Repair(request) => Some(&request.source),
-            TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
+            TargetCommand::Join(changed)
+            | TargetCommand::Leave(changed)
+            | TargetCommand::Swap(changed)
+            | TargetCommand::PrepareShadows { changed, .. } => Some(&changed.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }
