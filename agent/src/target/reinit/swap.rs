@@ -159,9 +159,10 @@ async fn lock(task: &Task, conn: &Conn, tables: &[Swapped]) -> Result<(), Fault>
          LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE; SET LOCAL lock_timeout = 0",
         names.join(", ")
     );
-    for _ in 0..LOCK_TRIES {
+    for attempt in 1..=LOCK_TRIES {
         match conn.attempt(&lock).await {
             Ok(()) => return Ok(()),
+            Err(error) if error.is_locked() && attempt == LOCK_TRIES => break,
             Err(error) if error.is_locked() => {
                 let ended = conn.roll_back().await;
                 ended.map_err(|error| conn.fault(&error))?;
