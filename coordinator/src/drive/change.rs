@@ -162,8 +162,9 @@ impl<S: Store> Driver<S> {
         self.check_follows(node)?;
         if let Some(lost) = &self.nodes[node].lost {
             let text = format!("it does not follow its source completely any more: {lost}");
-            let hint =
-                "tables can only join or leave a replication that works: initialise the node again";
+            let hint = format!(
+                "tables can only join, leave or be copied again in a replication that works: steep-repl init cancel --node {node}, then init it again with --force"
+            );
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         self.check_rebuilding(node)
@@ -183,8 +184,9 @@ impl<S: Store> Driver<S> {
 
     fn follows_nobody(&self, node: &NodeId) -> Fault {
         let text = format!("it follows no source: it is {}", self.state_of(node));
-        let hint =
-            "tables join or leave the replication of a node that is synchronized or diverged";
+        let hint = format!(
+            "tables join, leave or are copied again where a node is synchronized or diverged; steep-repl init {node} --from SOURCE --force copies all of it"
+        );
         Fault::new(FaultKind::Failed, text).on(node).hint(hint)
     }
 

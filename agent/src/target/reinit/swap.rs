@@ -287,3 +287,46 @@ async fn key(
     });
     Ok(fitting.flatten().next().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    fn swapped(columns: &[&str], key: &[&str]) -> [String; 2] {
+        let equals = "OPERATOR(pg_catalog.=)".to_owned();
+        let table = Swapped {
+            name: TableName::new("app", "t").unwrap(),
+            oid: 7,
+            shadow: TableName::new("steep_repl", "s").unwrap(),
+            columns: columns.iter().map(|c| name(c)).collect(),
+            key: key.iter().map(|k| (name(k), equals.clone())).collect(),
+        };
+        table.statements()
+    }
+
+    #[test]
+    fn rows_that_are_equal_byte_by_byte_stay() {
+        let [delete, insert] = swapped(&["id", "V"], &["id"]);
+        assert!(delete.contains(r#"ROW(old."id", old."V") OPERATOR(pg_catalog.*=) new.*"#));
+        assert!(insert.contains(r#"("id", "V") OVERRIDING SYSTEM VALUE SELECT new."id", new."V""#));
+        for statement in [delete, insert] {
+            assert!(statement.contains(r#"old."id" OPERATOR(pg_catalog.=) new."id""#));
+        }
+    }
+
+    #[test]
+    fn a_table_without_a_key_or_without_columns_gets_all_rows_anew() {
+        let [delete, insert] = swapped(&["v"], &[]);
+        assert_eq!(delete, r#"DELETE FROM ONLY "app"."t""#);
+        assert!(!insert.contains("WHERE"), "{insert}");
+        let [_, insert] = swapped(&[], &[]);
+        assert_eq!(
+            insert,
+            r#"INSERT INTO "app"."t" SELECT FROM "steep_repl"."s" AS new"#
+        );
+    }
+}
