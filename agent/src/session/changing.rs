@@ -5,15 +5,29 @@ use steep_protocol::message::agent::{
     EarlierEpoch, OpenSource, Outcome, PeerAddress, PrepareTarget,
 };
 use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::tables::ChangedTables;
 
 use super::dispatch::Agent;
+use crate::replication::fold;
 use crate::replication::join::{self, Leaving};
 use crate::snapshot;
 use crate::target;
 use crate::task::Task;
 
 impl Agent {
+    /// Makes one subscription of those of several epochs.
+    pub(super) async fn fold(
+        &self,
+        task: &Task,
+        source: PeerAddress,
+        (origin, earlier): (ChangeOrigin, &[EarlierEpoch]),
+    ) -> Result<Outcome, Fault> {
+        let link = self.source_agent(source, task.job);
+        let folded = fold::fold(task, &link, origin, earlier).await;
+        folded.map(|()| Outcome::Done)
+    }
+
     /// Lets the job's tables join what the node follows by.
     pub(super) async fn join(
         &self,

@@ -35,7 +35,7 @@ use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::join::Leaving;
-use crate::replication::{fence, fold, prepared};
+use crate::replication::{fence, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{self, SourceJobs, slot};
@@ -320,9 +320,7 @@ impl Agent {
                 note,
             } => {
                 target::renew_note(task, note.as_deref()).await?;
-                let link = self.source_agent(source, job);
-                let folded = fold::fold(task, &link, origin, &earlier).await;
-                folded.map(|()| Outcome::Done)
+                self.fold(task, source, (origin, &earlier)).await
             }
             TargetCommand::Join(changed) => self.join(task, &changed).await,
             TargetCommand::Leave(changed) => self.leave(task, &changed, Leaving::Ordered).await,
