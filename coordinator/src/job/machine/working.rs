@@ -91,7 +91,7 @@ impl Turn {
                 Side::Target => self.give_up(step, fault),
             },
             JobEvent::GiveUp if self.only_goes_on() => {
-                self.end(Why::Cancelled(CancelledData::Remove))
+                self.end(Why::Cancelled(CancelledData::Remove));
             }
             // Only an ending job has something to give up.
             JobEvent::GiveUp => {}
