@@ -212,9 +212,10 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 20] = [
+    const BEGINNINGS: [&str; 21] = [
         "event = \"",
         "\"init.",
+        "\"reinit.",
         "\"epoch.",
         "\"schema.",
         "\"snapshot.",

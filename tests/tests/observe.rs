@@ -235,6 +235,7 @@ const ELSEWHERE: &[&str] = &[
     "switchover.writes_given_back",
     "tables.added",
     "tables.dropped",
+    "reinit.completed",
     "tables.policy",
     "tables.not_added",
     "init.adopted",

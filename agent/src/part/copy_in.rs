@@ -168,17 +168,17 @@ impl Loader {
         Ok(())
     }
 
-    /// Claims the part in the ledger, unless it is done.
+    /// Claims the part in the ledger, unless it is done. `into` is the table that its rows go to.
     pub(crate) async fn begin(
         &mut self,
         epoch: Epoch,
-        table: &TablePlan,
+        (table, into): (&TablePlan, &TableName),
         part: PartNo,
         format: CopyFormat,
     ) -> Result<Begin<'_>, Fault> {
         self.end_open().await?;
         self.open = true;
-        if !self.claim(epoch, table, part).await? {
+        if !self.claim(epoch, (table, into), part).await? {
             let done = self.look_up(epoch, part).await?;
             // Whoever committed it may not have waited for the disk.
             self.unsynced += 1;
@@ -193,7 +193,7 @@ impl Loader {
         Ok(Begin::Load(PartLoad {
             epoch,
             part,
-            table: table.name.quoted(),
+            table: into.quoted(),
             columns: columns.join(", "),
             format,
             freeze,
@@ -239,10 +239,10 @@ impl Loader {
     async fn claim(
         &mut self,
         epoch: Epoch,
-        table: &TablePlan,
+        (table, into): (&TablePlan, &TableName),
         part: PartNo,
     ) -> Result<bool, Fault> {
-        let name = table.name.quoted();
+        let name = into.quoted();
         // Under the lock nobody enables a trigger. Preflight refuses those that fire for replicas: they would
         // change rows, and run somebody's code as this role.
         let sql = format!(

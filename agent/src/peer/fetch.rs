@@ -11,7 +11,7 @@ use std::time::Duration;
 use steep_protocol::limits::WANTED_MAX;
 use steep_protocol::message::agent::{CopyParts, PartDone, PartProgress};
 use steep_protocol::message::peer::{CopyFormat, PartAs, Patience, TablePlan};
-use steep_protocol::{Fault, FaultKind, NodeId, PartNo, Retry, TableNo};
+use steep_protocol::{Fault, FaultKind, NodeId, PartNo, Retry, TableName, TableNo};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -31,6 +31,7 @@ use crate::part::formats::formats;
 use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
 use crate::rate::Rate;
+use crate::target::shadows;
 use crate::task::{CopyTerms, Task};
 
 /// After these tries, a part's fault becomes the job's.
@@ -48,6 +49,8 @@ struct Shared {
     plan: Plan,
     settings: Arc<[String]>,
     formats: HashMap<TableNo, CopyFormat>,
+    /// Where rows go to, if not into the plan's tables.
+    shadows: HashMap<TableNo, TableName>,
     rate: Rate,
     budget: Budget,
     queue: PartQueue,
@@ -100,6 +103,7 @@ pub(crate) async fn copy(
     let plan = rows.plan().await?;
     let settings = for_loading(&source.settings().await?).into();
     let formats = formats(task, &plan.tables).await?;
+    let shadows = shadows(task, &plan.tables).await?;
     let there = ledger(task, request.epoch).await?;
     let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
     for part in there {
@@ -126,6 +130,7 @@ pub(crate) async fn copy(
         plan,
         settings,
         formats,
+        shadows,
         budget,
         queue: PartQueue::new(queue),
         workers: Mutex::default(),
@@ -257,7 +262,7 @@ impl Shared {
                     None => self.get(part, failed).await,
                 }
             },
-            loader.begin(epoch, table, part, format),
+            loader.begin(epoch, (table, self.into(table)), part, format),
         );
         Ok(match begun? {
             Begin::Done(done) => done,
@@ -435,6 +440,10 @@ impl Shared {
                 Err(Fault::new(FaultKind::Cancelled, text).on(&self.task.node))
             }
         }
+    }
+
+    fn into<'a>(&'a self, table: &'a TablePlan) -> &'a TableName {
+        self.shadows.get(&table.no).unwrap_or(&table.name)
     }
 
     /// The last table whose first part is not after `part`.

@@ -83,25 +83,64 @@ pub(crate) async fn leave(
             conn.execute(&format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted()))
                 .await?;
         }
-        Leaving::Ordered => {
-            let text = format!("subscription {name} is disabled");
-            return Err(conn
-                .own(Fault::new(FaultKind::Failed, text))
-                .hint("only one that is enabled can be told which tables it has: enable it"));
-        }
+        Leaving::Ordered => return Err(disabled(&conn, &name)),
     }
     if lists(&conn, found.oid, &changed.tables).await? {
-        // Rows of a table that has entered the publication meanwhile are copied by PostgreSQL.
-        let refresh = format!("ALTER SUBSCRIPTION {} REFRESH PUBLICATION", name.quoted());
-        let refreshed = conn.execute(&refresh).await;
-        refreshed.map_err(|mut fault| {
-            let text = format!("subscription {name} cannot be told that tables have left");
-            fault.message = format!("{text}: {}", fault.message);
-            fault.retry(Retry::Backoff)
-        })?;
+        refresh(&conn, &name).await?;
     }
     conn.session.close().await;
     Ok(())
+}
+
+/// Refuses where the followed subscription could not be told that tables leave it.
+pub(crate) async fn can_leave(conn: &Conn, followed: &Followed) -> Result<(), Fault> {
+    let name = followed.replication.name();
+    let found = find(conn, &name).await?;
+    let found = found.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?;
+    match found.enabled {
+        true => Ok(()),
+        false => Err(disabled(conn, &name)),
+    }
+}
+
+fn disabled(conn: &Conn, name: &Identifier) -> Fault {
+    let text = format!("subscription {name} is disabled");
+    conn.own(Fault::new(FaultKind::Failed, text))
+        .hint("only one that is enabled can be told which tables it has: enable it")
+}
+
+/// Takes tables out of the followed publication and subscription until they join them again. From then on nothing applies
+/// a change to them: a worker remembers which tables it applies, so it begins anew. Idempotent.
+pub(crate) async fn part(
+    conn: &Conn,
+    task: &Task,
+    source: &SourceAgent,
+    changed: &ChangedTables,
+) -> Result<(), Fault> {
+    let name = changed.followed.replication.name();
+    let found = find(conn, &name).await?;
+    let found = found.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?;
+    if lists(conn, found.oid, &changed.tables).await? && !found.enabled {
+        return Err(disabled(conn, &name));
+    }
+    source.leave_tables().await?;
+    if lists(conn, found.oid, &changed.tables).await? {
+        refresh(conn, &name).await?;
+    }
+    stop(conn, task, &name).await?;
+    conn.execute(&format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted()))
+        .await
+}
+
+/// Tells the subscription which tables its publication has. Rows of a table that has entered it meanwhile are copied by
+/// PostgreSQL.
+async fn refresh(conn: &Conn, name: &Identifier) -> Result<(), Fault> {
+    let refresh = format!("ALTER SUBSCRIPTION {} REFRESH PUBLICATION", name.quoted());
+    conn.execute(&refresh).await.map_err(|mut fault| {
+        let text = format!("subscription {name} cannot be told that tables have left");
+        fault.message = format!("{text}: {}", fault.message);
+        fault.retry(Retry::Backoff)
+    })
 }
 
 fn trial_name(name: &Identifier) -> Identifier {

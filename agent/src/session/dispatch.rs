@@ -35,7 +35,7 @@ use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::join::Leaving;
-use crate::replication::{fence, fold, prepared};
+use crate::replication::{fence, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{self, SourceJobs, slot};
@@ -138,7 +138,7 @@ impl Agent {
                 replication,
                 tables,
             }) => {
-                snapshot::check_followed(task, replication, &tables).await?;
+                snapshot::check_replicated(task, replication, &tables).await?;
                 Ok(Outcome::Done)
             }
             Command::Node(NodeCommand::CheckPlace { location }) => {
@@ -189,6 +189,7 @@ impl Agent {
                 followed,
             } => self.jobs.admit_change(job, target, filter, *followed),
             SourceCommand::Open(request) => return self.open(task, request).await,
+            SourceCommand::OpenFollowed(request) => return self.open_followed(task, request).await,
             SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.released(job) {
                     open.close().await;
@@ -200,6 +201,11 @@ impl Agent {
                 }
                 let lsn = fence::await_fence(task).await?;
                 return Ok(Outcome::FencePassed { lsn });
+            }
+            SourceCommand::AwaitFenceAfterWriters { earlier } => {
+                snapshot::await_writers(task).await?;
+                let command = SourceCommand::AwaitFence { earlier };
+                return Box::pin(self.as_source(task, command)).await;
             }
             SourceCommand::Prove => {
                 let known = self.jobs.get(job).and_then(|entry| entry.totals());
@@ -291,6 +297,10 @@ impl Agent {
                 let prepared = prepare(task, &link, carried.as_deref(), request);
                 Box::pin(prepared).await.map(Outcome::Warned)
             }
+            TargetCommand::PrepareShadows { prepare, changed } => {
+                self.prepare_shadows(task, prepare, &changed).await
+            }
+            TargetCommand::Swap(changed) => self.swap(task, &changed).await,
             TargetCommand::Copy(request) => self.copy(task, request).await,
             TargetCommand::BuildIndexes { parallel, note } => {
                 target::renew_note(task, note.as_deref()).await?;
@@ -317,9 +327,7 @@ impl Agent {
                 note,
             } => {
                 target::renew_note(task, note.as_deref()).await?;
-                let link = self.source_agent(source, job);
-                let folded = fold::fold(task, &link, origin, &earlier).await;
-                folded.map(|()| Outcome::Done)
+                self.fold(task, source, (origin, &earlier)).await
             }
             TargetCommand::Join(changed) => self.join(task, &changed).await,
             TargetCommand::Leave(changed) => self.leave(task, &changed, Leaving::Ordered).await,

@@ -4,21 +4,25 @@
 //! target, must not be covered by that: such a table has to be added itself first (G4).
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use steep_protocol::message::agent::Published;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::tables::Followed;
-use steep_protocol::{Fault, FaultKind, Identifier, TableName};
+use steep_protocol::{Fault, FaultKind, Identifier, Phase, TableName};
 use tokio_util::sync::CancellationToken;
 
 use super::epochs::{below, leaves, members, set_members};
 use super::listing::Listing;
-use super::published;
+use super::{plan, published};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
 /// Tables named in a fault.
 const NAMED: usize = 5;
+
+/// Between two looks at transactions that have not ended.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Sees whether the tables that `filter` names may join. Partitions that the publication has taken in by itself leave
 /// it until then. Idempotent.
@@ -45,6 +49,82 @@ pub(super) async fn check(
             .on(&task.node));
     }
     leave(session, task, followed, filter).await
+}
+
+/// Refuses tables that the publication does not carry completely. Changes nothing.
+pub(crate) async fn check_followed(
+    task: &Task,
+    followed: &Followed,
+    filter: &TableFilter,
+) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let session = task.connect("tables").await?;
+    let listing = Listing::load(&session).await.map_err(fault)?;
+    let entered = entered(&session, task, followed).await?;
+    let name = followed.replication.name();
+    let carried = leaves(&session, &listing, &name).await.map_err(fault)?;
+    session.give_back().await;
+    let carried: HashSet<&TableName> = carried.iter().collect();
+    let wanted = plan::names(&listing, filter);
+    let mut others = wanted
+        .iter()
+        .filter(|table| !carried.contains(table) || entered.contains(table))
+        .peekable();
+    if others.peek().is_none() {
+        return Ok(());
+    }
+    let text = format!("the node does not follow {}", named(others));
+    Err(Fault::new(FaultKind::BadRequest, text)
+        .hint("steep-repl tables add copies tables and follows them from then on; see steep-repl tables list")
+        .on(&task.node))
+}
+
+/// Waits until every transaction has ended that may have written to the job's tables so far.
+pub(crate) async fn await_writers(task: &Task) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let session = task.connect("writers").await?;
+    let listing = Listing::load(&session).await.map_err(fault)?;
+    let tables = leaves(&session, &listing, &task.replication.name()).await;
+    let tables = tables.map_err(fault)?;
+    let known = tables.iter().filter_map(|name| listing.relations.get(name));
+    let oids: Vec<u32> = known.map(|relation| relation.oid).collect();
+    let writers = writers(&session, &oids).await.map_err(fault)?;
+    ended(&session, task, writers).await.map_err(fault)?;
+    // One of them may have been prepared meanwhile, and have another number since.
+    let mut prepared = self::writers(&session, &oids).await.map_err(fault)?;
+    prepared.retain(|writer| writer.starts_with("-1/"));
+    ended(&session, task, prepared).await.map_err(fault)?;
+    session.give_back().await;
+    Ok(())
+}
+
+/// Transactions that may have written to these tables, as `pg_locks` names them.
+async fn writers(session: &Session, oids: &[u32]) -> Result<Vec<String>, PgError> {
+    let sql = "SELECT DISTINCT virtualtransaction FROM pg_locks
+        WHERE locktype = 'relation' AND relation = ANY ($1) AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')";
+    let rows = session.query(sql, &[&oids]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn ended(session: &Session, task: &Task, mut writers: Vec<String>) -> Result<(), PgError> {
+    while !writers.is_empty() {
+        let what = format!(
+            "{} open transactions that wrote to the tables",
+            writers.len()
+        );
+        task.items(Phase::CatchUp, (0, 1), Some(what));
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = task.cancel.cancelled() => return Err(PgError::Cancelled),
+        }
+        let sql =
+            "SELECT DISTINCT virtualtransaction FROM pg_locks WHERE virtualtransaction = ANY ($1)";
+        let rows = session.query(sql, &[&writers]).await?;
+        writers = rows.iter().map(|row| row.get(0)).collect();
+    }
+    Ok(())
 }
 
 /// The tables that the publication is to have once those of `from` have joined it.

@@ -23,7 +23,7 @@ fn left_out(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
 }
 
 /// Fails, naming them, unless the replication carries all these tables, or a part of each.
-pub(crate) async fn check_followed(
+pub(crate) async fn check_replicated(
     task: &Task,
     replication: JobId,
     tables: &[TableName],

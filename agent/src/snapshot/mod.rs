@@ -29,6 +29,7 @@ mod types;
 
 pub(crate) use catalog::published_oids;
 pub(crate) use jobs::{SourceJob, SourceJobs};
-pub(crate) use listed::{check_followed, list};
+pub(crate) use joining::{await_writers, check_followed};
+pub(crate) use listed::{check_replicated, list};
 pub(crate) use open::{OpenSnapshot, open};
 pub(crate) use replicated::describe_replicated;

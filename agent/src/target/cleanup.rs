@@ -12,7 +12,7 @@ use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
-use super::{existing, sequences};
+use super::{existing, reinit, sequences};
 use crate::deferred::build::{Purpose, build_constraints, build_event_triggers, build_indexes};
 use crate::node::connection::{Conn, application_names};
 use crate::node::job_records::{self, Origin, Progress};
@@ -76,6 +76,7 @@ pub(crate) async fn cleanup(
             (CancelledData::Keep | CancelledData::Detach, _) => rebuild(task).await?,
         }
     }
+    reinit::forget(&conn, task.job).await?;
     // Dropped tables took theirs along.
     keep_out::lift(&conn, task.job).await?;
     ledger::forget(task, &conn).await?;
@@ -88,6 +89,7 @@ pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
     let outcome = async {
         keep_out::lift(&conn, task.job).await?;
         keep_out::held(&conn, task.job).await?;
+        reinit::forget(&conn, task.job).await?;
         ledger::forget(task, &conn).await
     };
     let outcome = outcome.await;

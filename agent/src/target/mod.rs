@@ -2,7 +2,8 @@
 //!
 //! In a job's order: [`prepare`] (schema created or checked, indexes deferred) → `formats` and `ledger`
 //! (what to fetch, and how) → rows → [`build_indexes`], [`build_constraints`] → [`subscribe`] → [`finish`]
-//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time. While the node follows then:
+//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time. Tables that the node follows already are filled
+//! beside themselves ([`make_shadows`]), and [`swap`] comes after the proof. While the node follows then:
 //! [`raise_sequences`].
 //!
 //! Idempotent by job. Nothing here decides what a job does next or talks to another node.
@@ -14,6 +15,7 @@ mod existing;
 mod finish;
 mod indexes;
 mod prepare;
+mod reinit;
 mod sequences;
 mod sync;
 
@@ -23,6 +25,7 @@ pub(crate) use indexes::build_indexes;
 pub(crate) use prepare::{
     Dumps, PrepareRequest, SchemaRequest, match_schema, prepare, prepare_again,
 };
+pub(crate) use reinit::{make_shadows, shadows, swap};
 pub(crate) use sequences::raise_sequences;
 
 pub(crate) use crate::deferred::build::build_constraints;

@@ -3,6 +3,7 @@
 mod choices;
 mod events;
 mod init;
+mod reinit;
 mod schema;
 mod snapshot;
 mod switchover;
@@ -26,6 +27,7 @@ pub(crate) use init::{
     AdjustArgs, CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs,
     ProgressArgs, RebuildArgs, StartArgs,
 };
+pub(crate) use reinit::ReinitArgs;
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 pub(crate) use switchover::SwitchoverArgs;
@@ -129,6 +131,8 @@ Examples:
     /// List, add and drop the tables that a node follows, while it goes on following
     #[command(subcommand)]
     Tables(TablesCommand),
+    /// Copy tables of a node again, while it goes on following and its readers see the old rows
+    Reinit(ReinitArgs),
     /// End a node's replication for good; tables and rows stay on it
     Detach(DetachArgs),
     /// Move writes from a node to its replica, the end of a migration

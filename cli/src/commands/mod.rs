@@ -7,6 +7,7 @@ mod doctor;
 mod events;
 mod init;
 mod nodes;
+mod reinit;
 mod remove;
 mod repair;
 mod schema;
@@ -100,6 +101,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
         Command::Tables(command) => tables::run(command, &context).await,
+        Command::Reinit(args) => reinit::run(args, &context).await,
         Command::Detach(args) => detach::run(args, &context).await,
         Command::Switchover(args) => switchover::run(args, &context).await,
         Command::Watch(args) => watch::run(&args, &context).await,

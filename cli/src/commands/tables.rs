@@ -26,6 +26,17 @@ pub(super) async fn run(command: TablesCommand, context: &Context) -> Result<u8,
 }
 
 async fn list(node: NodeId, context: &Context) -> Result<u8, Failure> {
+    let listed = listed(&node, context).await?;
+    if context.terminal.json {
+        print_json(&tables::json(&node, &listed));
+    } else {
+        print(&tables::list(&node, &listed, context.terminal.out));
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// The tables of the node's replication.
+pub(super) async fn listed(node: &NodeId, context: &Context) -> Result<TableList, Failure> {
     let client = context.client().await?;
     let replies = client.ask_all(Query::Tables { node: node.clone() }).await?;
     client.close().await;
@@ -33,16 +44,10 @@ async fn list(node: NodeId, context: &Context) -> Result<u8, Failure> {
         ApiReply::Tables(listed) => Some(listed),
         _ => None,
     });
-    let Some(listed) = listed else {
+    listed.ok_or_else(|| {
         let text = "the coordinator did not list the tables";
-        return Err(Failure::new(FaultKind::Failed, text).on(&node));
-    };
-    if context.terminal.json {
-        print_json(&tables::json(&node, &listed));
-    } else {
-        print(&tables::list(&node, &listed, context.terminal.out));
-    }
-    Ok(failure::SUCCESS)
+        Failure::new(FaultKind::Failed, text).on(node)
+    })
 }
 
 async fn add(args: AddArgs, context: &Context) -> Result<u8, Failure> {
@@ -89,7 +94,7 @@ async fn set_policy(node: NodeId, policy: NewTables, context: &Context) -> Resul
 }
 
 /// Starts the job and follows it to its end.
-async fn follow(spec: ChangeSpec, context: &Context) -> Result<u8, Failure> {
+pub(super) async fn follow(spec: ChangeSpec, context: &Context) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let mut client = context.client().await?;
     let targets = vec![spec.node.clone()];
@@ -100,7 +105,7 @@ async fn follow(spec: ChangeSpec, context: &Context) -> Result<u8, Failure> {
 }
 
 /// Starts the job, and prints its id.
-async fn begin(spec: ChangeSpec, context: &Context) -> Result<u8, Failure> {
+pub(super) async fn begin(spec: ChangeSpec, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let begun = accepted(&client, spec).await;
     client.close().await;

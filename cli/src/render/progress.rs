@@ -246,6 +246,7 @@ pub(crate) fn doing(view: &ProgressView) -> Option<String> {
         Phase::Subscribe => "subscribing",
         Phase::CatchUp => "catching up",
         Phase::Prove => "proving",
+        Phase::Swap => "replacing rows",
         Phase::Cleanup => "cleaning up",
     }
     .to_owned();
@@ -346,6 +347,7 @@ pub(crate) fn phase_name(phase: Phase) -> &'static str {
         Phase::Subscribe => "subscribe",
         Phase::CatchUp => "catch up",
         Phase::Prove => "prove",
+        Phase::Swap => "swap",
         Phase::Cleanup => "clean up",
     }
 }
@@ -359,7 +361,12 @@ pub(crate) fn wire_ratio(wire: u64, copied: u64) -> Option<String> {
 fn copied_permille(view: &ProgressView) -> u64 {
     match view.phase {
         Some(
-            Phase::Indexes | Phase::Constraints | Phase::Subscribe | Phase::CatchUp | Phase::Prove,
+            Phase::Indexes
+            | Phase::Constraints
+            | Phase::Swap
+            | Phase::Subscribe
+            | Phase::CatchUp
+            | Phase::Prove,
         ) => 1_000,
         _ if view.state == NodeState::Synchronized => 1_000,
         // The bytes in all may turn out to be more; the percentage never goes back.

@@ -81,6 +81,7 @@ impl<S: Store> Driver<S> {
             Method::Stored | Method::Load => {
                 "use snapshot apply for rows that come from a stored snapshot"
             }
+            Method::Reinit => "use reinit to copy tables of a node again",
             Method::Add | Method::Drop => "use tables add or tables drop to change a node's tables",
             Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
         };

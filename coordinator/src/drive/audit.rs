@@ -60,9 +60,10 @@ impl AuditEntry {
             Order::Detach(spec) => ("detach", &spec.node),
             Order::Switchover(spec) => ("switchover", &spec.to),
             Order::SetNewTables { node, .. } => ("tables.policy", node),
-            Order::ChangeTables(spec) => match spec.change {
+            Order::ChangeTables(spec) => match &spec.change {
                 Change::Add(_) => ("tables.add", &spec.node),
                 Change::Drop => ("tables.drop", &spec.node),
+                Change::Reinit(_) => ("reinit", &spec.node),
             },
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             Order::Verify(spec) | Order::VerifyRest { spec, .. } => {

@@ -1,4 +1,4 @@
-//! Orders that change which tables a node follows: `tables add` and `tables drop`.
+//! Orders about some tables of a node that follows: `tables add`, `tables drop` and `reinit`.
 //!
 //! The node's job, which has ended, stays its job; the one that changes it runs beside that
 //! ([`NodeRecord::change`]). When it has succeeded, the filter of the former tells which tables the node has.
@@ -7,19 +7,21 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::NodeCommand;
 use steep_protocol::message::handover::{Replication, SlotOwner};
 use steep_protocol::message::job::{
-    AbsentTables, Confirmation, ExistingRows, JobSpec, Method, TableFilter,
+    AbsentTables, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::tables::{
-    Adding, CHANGED_MAX, Carried, Change, ChangeSpec, Followed, TableList,
+    Adding, CHANGED_MAX, Carried, Change, ChangeSpec, Followed, Reinit, TableList,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId, TableName, limits};
+use steep_protocol::{
+    ByteCount, Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId, TableName, limits,
+};
 
 use super::log::Note;
 use super::query::Purpose;
 use super::requests::unreadable;
 use super::{Answer, Driver, Ticket};
-use crate::job::change::Changing;
+use crate::job::change::{Changing, Joining};
 use crate::job::{COMMANDS_PER_JOB, Job, Stage, Step};
 use crate::store::{NodeRecord, Store, Write};
 
@@ -156,9 +158,13 @@ impl<S: Store> Driver<S> {
             || JobSpec::new(source.clone(), node.clone()),
             |former| former.spec.clone(),
         );
-        let filter = match change {
+        let filter = match &change {
             Change::Add(_) => job_spec.filter.with(&tables),
             Change::Drop => job_spec.filter.without(&tables),
+            Change::Reinit(reinit) => {
+                check_source(reinit, &node, &source)?;
+                job_spec.filter.clone()
+            }
         };
         let replication = self.followed_by(&record, (base, former.as_ref()))?;
         let followed = Followed {
@@ -174,6 +180,12 @@ impl<S: Store> Driver<S> {
         job_spec.method = match change {
             Change::Add(adding) => add(&mut job_spec, adding)?,
             Change::Drop => Method::Drop,
+            Change::Reinit(reinit) => {
+                job_spec.absent = AbsentTables::Differ;
+                job_spec.schema_mode = SchemaMode::Manual;
+                terms(&mut job_spec, (reinit.parallel, reinit.max_rate))?;
+                Method::Reinit
+            }
         };
         let id = self.new_job_id();
         let first = self.take_commands(COMMANDS_PER_JOB);
@@ -214,8 +226,9 @@ impl<S: Store> Driver<S> {
         self.check_follows(node)?;
         if let Some(lost) = &self.nodes[node].lost {
             let text = format!("it does not follow its source completely any more: {lost}");
-            let hint =
-                "tables can only join or leave a replication that works: initialise the node again";
+            let hint = format!(
+                "tables can only join, leave or be copied again in a replication that works: steep-repl init cancel --node {node}, then init it again with --force"
+            );
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         self.check_rebuilding(node)
@@ -235,8 +248,9 @@ impl<S: Store> Driver<S> {
 
     fn follows_nobody(&self, node: &NodeId) -> Fault {
         let text = format!("it follows no source: it is {}", self.state_of(node));
-        let hint =
-            "tables join or leave the replication of a node that is synchronized or diverged";
+        let hint = format!(
+            "tables join, leave or are copied again where a node is synchronized or diverged; steep-repl init {node} --from SOURCE --force copies all of it"
+        );
         Fault::new(FaultKind::Failed, text).on(node).hint(hint)
     }
 
@@ -285,20 +299,57 @@ impl<S: Store> Driver<S> {
     }
 
     /// The job has succeeded: from now on the node has those tables.
-    pub(super) fn tables_changed(&mut self, id: JobId) {
-        let Some(change) = self.jobs.get(&id).and_then(|live| live.job.change.clone()) else {
+    pub(super) fn tables_changed(&mut self, id: JobId, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let target = self.jobs[&id].job.spec.target.clone();
+        let Some(change) = live.job.change.clone() else {
+            return;
+        };
+        let (target, method) = (live.job.spec.target.clone(), live.job.spec.method);
+        self.keep_filter(&change, change.followed.filter.clone());
         if let Some(record) = self.nodes.get_mut(&target) {
-            record
-                .appeared
-                .retain(|table| !change.tables.contains(table));
+            let changed = |table: &TableName| change.tables.contains(table);
+            record.appeared.retain(|table| !changed(table));
             self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
+        // Whether the rows are equal now, the next comparison says.
+        if method == Method::Reinit
+            && let Some(record) = self.nodes.get_mut(&target)
+            && let Some(regular) = &mut record.verify
+        {
+            regular.next_at = now;
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
+        }
+    }
+
+    /// A job that was to give tables new rows has ended otherwise. Returns what to do where it had taken them out of the
+    /// node's replication: changes may be missing, so they cannot join it again.
+    pub(super) fn tables_unfollowed(&mut self, id: JobId) -> Option<String> {
+        let live = self.jobs.get(&id)?;
+        let change = live.job.change.clone()?;
+        if live.job.spec.method != Method::Reinit || change.joining == Joining::NotYet {
+            return None;
+        }
+        let node = live.job.spec.target.clone();
+        let filter = change.followed.filter.clone().without(&change.tables);
+        self.keep_filter(&change, filter);
+        let named = change.tables.iter().take(NAMED).map(ToString::to_string);
+        let named = named.collect::<Vec<_>>().join(" ");
+        let more = match change.tables.len() > NAMED {
+            true => " …",
+            false => "",
+        };
+        Some(format!(
+            "{node} no longer follows them, since they had left its replication: steep-repl tables add --node {node} {named}{more} --force copies them and follows them again"
+        ))
+    }
+
+    /// Notes which tables the node's replication has.
+    fn keep_filter(&mut self, change: &Changing, filter: TableFilter) {
         match self.store.job(change.base) {
             Ok(Some(mut stored)) => {
-                stored.job.spec.filter = change.followed.filter;
+                stored.job.spec.filter = filter;
                 self.out.writes.push(Write::Job(Box::new(stored.job)));
             }
             // That of an adopted replica is unknown.
@@ -310,6 +361,9 @@ impl<S: Store> Driver<S> {
     }
 }
 
+/// Tables named in a hint.
+const NAMED: usize = 5;
+
 fn described(snapshot: SnapshotId) -> String {
     format!("snapshot {snapshot}")
 }
@@ -318,15 +372,36 @@ fn described(snapshot: SnapshotId) -> String {
 fn add(spec: &mut JobSpec, adding: Adding) -> Result<Method, Fault> {
     spec.schema_mode = adding.schema_mode;
     spec.existing = adding.existing;
-    spec.max_rate = adding.max_rate.or(spec.max_rate);
-    if let Some(parallel) = adding.parallel {
+    terms(spec, (adding.parallel, adding.max_rate))?;
+    Ok(Method::Add)
+}
+
+/// How fast tables are copied, where that is not as at first.
+fn terms(
+    spec: &mut JobSpec,
+    (parallel, max_rate): (Option<u8>, Option<ByteCount>),
+) -> Result<(), Fault> {
+    spec.max_rate = max_rate.or(spec.max_rate);
+    if let Some(parallel) = parallel {
         if !(1..=limits::WORKERS_MAX).contains(&parallel) {
             let text = format!("use 1 to {} parallel workers", limits::WORKERS_MAX);
             return Err(Fault::new(FaultKind::BadRequest, text));
         }
         spec.parallel = parallel;
     }
-    Ok(Method::Add)
+    Ok(())
+}
+
+/// Refuses another source than the one that the node follows: what it writes afterwards would not come by that.
+fn check_source(reinit: &Reinit, node: &NodeId, follows: &NodeId) -> Result<(), Fault> {
+    match &reinit.source {
+        Some(other) if other != follows => {
+            let text = format!("it follows {follows}, not {other}");
+            let hint = "tables are reinitialised from the node that they are followed from: leave --source out";
+            Err(Fault::new(FaultKind::BadRequest, text).on(node).hint(hint))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Which of the source's changes the node's subscription requests: what its agent has seen, or its job said.

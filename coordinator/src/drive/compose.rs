@@ -49,22 +49,7 @@ impl<S: Store> Driver<S> {
             Work::OpenSource => self.open_command(job, parallel),
             Work::OpenCarried => TargetCommand::Open { carried: carried() }.into(),
             Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
-            Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {
-                source: source(),
-                filter: filter(),
-                existing: spec.existing,
-                schema_mode: spec.schema_mode,
-                absent: spec.absent,
-                epoch: job.epoch,
-                unfinished: job.unfinished.clone(),
-                rows: match (&job.handover, native) {
-                    (Some(handover), _) => RowsFrom::Backup(handover.schema),
-                    (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
-                    (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
-                },
-                carried: carried(),
-                note: JobNote::of(job, None),
-            })),
+            Work::PrepareTarget => self.prepare_command(job),
             Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
                 epoch: job.epoch,
@@ -102,10 +87,8 @@ impl<S: Store> Driver<S> {
             Work::Join => TargetCommand::Join(self.changed_tables(job)).into(),
             Work::Leave => TargetCommand::Leave(self.changed_tables(job)).into(),
             Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
-            Work::AwaitFence => {
-                let earlier = before_fence(job);
-                SourceCommand::AwaitFence { earlier }.into()
-            }
+            Work::Swap => TargetCommand::Swap(self.changed_tables(job)).into(),
+            Work::AwaitFence => fence_command(job).into(),
             Work::Finish => Command::from(TargetCommand::Finish {
                 source: source(),
                 parallel,
@@ -137,6 +120,34 @@ impl<S: Store> Driver<S> {
             }),
             None => admit(spec),
         }
+    }
+
+    fn prepare_command(&self, job: &Job) -> Command {
+        let spec = &job.spec;
+        let native = spec.method == Method::Native;
+        let prepare = PrepareTarget {
+            source: self.peer(&spec.source),
+            filter: spec.filter.clone(),
+            existing: spec.existing,
+            schema_mode: spec.schema_mode,
+            absent: spec.absent,
+            epoch: job.epoch,
+            unfinished: job.unfinished.clone(),
+            rows: match (&job.handover, native) {
+                (Some(handover), _) => RowsFrom::Backup(handover.schema),
+                (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
+                (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
+            },
+            carried: job.stored.as_ref().and_then(StoredRows::carried),
+            note: JobNote::of(job, None),
+        };
+        Command::from(match spec.method {
+            Method::Reinit => TargetCommand::PrepareShadows {
+                prepare,
+                changed: self.changed_tables(job),
+            },
+            _ => TargetCommand::Prepare(prepare),
+        })
     }
 
     fn clean_target(&self, job: &Job, data: CancelledData) -> TargetCommand {
@@ -181,7 +192,7 @@ impl<S: Store> Driver<S> {
             (None, _) if spec.method == Method::Native => Export::Slot,
             (None, _) => Export::SlotAndSnapshot,
         };
-        Command::from(SourceCommand::Open(OpenSource {
+        let open = OpenSource {
             target: spec.target.clone(),
             filter: spec.filter.clone(),
             epoch: job.epoch,
@@ -199,7 +210,11 @@ impl<S: Store> Driver<S> {
                 .change
                 .as_ref()
                 .map(|change| Box::new(change.followed.clone())),
-        }))
+        };
+        Command::from(match spec.method {
+            Method::Reinit => SourceCommand::OpenFollowed(open),
+            _ => SourceCommand::Open(open),
+        })
     }
 
     /// What the source's agent reads for the job, if it is stored.
@@ -245,6 +260,16 @@ impl<S: Store> Driver<S> {
             target_max: max(&job.spec.target),
             target_used: used(&job.spec.target),
         })
+    }
+}
+
+/// Tables that are reinitialised have been out of the replication that they join again, but a transaction that wrote to
+/// them before may still be open.
+fn fence_command(job: &Job) -> SourceCommand {
+    let earlier = before_fence(job);
+    match (job.spec.method, job.joining()) {
+        (Method::Reinit, Joining::Begun) => SourceCommand::AwaitFenceAfterWriters { earlier },
+        _ => SourceCommand::AwaitFence { earlier },
     }
 }
 

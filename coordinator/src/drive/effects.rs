@@ -269,8 +269,14 @@ impl<S: Store> Driver<S> {
         };
         live.meter.observe(&live.job, &live.copied, now);
         if finish == Finish::Changed {
-            self.tables_changed(id);
+            self.tables_changed(id, now);
         }
+        let unfollowed = match finish {
+            Finish::Failed(_) | Finish::Cancelled(_) => self.tables_unfollowed(id),
+            Finish::Synchronized | Finish::Loaded | Finish::Changed | Finish::CancelPending(_) => {
+                None
+            }
+        };
         if let Finish::Failed(fault) = &finish {
             self.table_failed(id, fault, now);
             self.schema_differs(id, fault, now);
@@ -310,7 +316,10 @@ impl<S: Store> Driver<S> {
                 (None, Note::info("init.completed", text))
             }
             Finish::Changed => (None, changed(live, seconds)),
-            Finish::Failed(fault) => {
+            Finish::Failed(mut fault) => {
+                if let Some(next) = unfollowed {
+                    fault.hint = next;
+                }
                 let note = Note::new(Level::Error, "init.failed", fault.to_string());
                 let note = note.field("hint", &fault.hint);
                 (Some(fault), note)
@@ -325,7 +334,10 @@ impl<S: Store> Driver<S> {
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }
             Finish::Cancelled(data) => {
-                let what = cancelled(data, completed, given_up);
+                let what = match &unfollowed {
+                    Some(next) => next.as_str(),
+                    None => cancelled(data, completed, given_up),
+                };
                 let text = format!("cancelled by {operator}; {what}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
@@ -461,6 +473,11 @@ fn changed(live: &Live, seconds: f64) -> Note {
         return Note::info("tables.dropped", text);
     }
     let rows = live.copied.counted().done.rows.0;
+    if job.spec.method == Method::Reinit {
+        let text =
+            format!("{target} has {named}{more} anew from {source}: {rows} rows in {seconds:.1} s");
+        return Note::info("reinit.completed", text);
+    }
     let text =
         format!("{target} follows {source} in {named}{more} too: {rows} rows in {seconds:.1} s");
     Note::info("tables.added", text)

@@ -15,7 +15,7 @@ use super::reachability::WORTH_TELLING;
 use super::requests::unreadable;
 use super::sweep::{Plan, Sweep, forgotten_here};
 use super::{Driver, Ticket};
-use crate::job::machine::JobEvent;
+use crate::job::machine::{JobEvent, Refused};
 use crate::job::state::NodeEvent;
 use crate::job::{Side, Stage};
 use crate::store::{Store, Write};
@@ -139,7 +139,11 @@ impl<S: Store> Driver<S> {
             live.given_up = followers;
         }
         self.let_go_on(id, now);
-        let stepped = self.step(id, JobEvent::Cancel { data }, now);
+        let stepped = match self.step(id, JobEvent::Cancel { data }, now) {
+            // It can be ended no other way.
+            Err(Refused::Swapping) => self.step(id, JobEvent::GiveUp, now),
+            stepped => stepped,
+        };
         stepped.map_err(|refused| Fault::new(FaultKind::Failed, refused.to_string()).on(&node))?;
         let Some(live) = self.jobs.get_mut(&id) else {
             return Ok(());

@@ -15,7 +15,7 @@ use crate::job::copy_progress::CopyProgress;
 use crate::job::handover::{Handover, StoredRows};
 use crate::job::machine::JobEvent;
 use crate::job::state::{NodeEvent, transition};
-use crate::job::{COMMANDS_PER_JOB, Job, Spooling};
+use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage};
 use crate::store::{Store, Write};
 
 /// Where a job's rows come from.
@@ -299,7 +299,10 @@ impl<S: Store> Driver<S> {
             let mut fault = Fault::new(FaultKind::Failed, refused.to_string());
             if let Some(live) = self.jobs.get_mut(&id) {
                 fault = fault.on(&live.job.spec.target);
-                self.out.closed.push(id);
+                // One that is at work goes on.
+                if matches!(live.job.stage, Stage::Closed(_)) {
+                    self.out.closed.push(id);
+                }
                 let waiting = std::mem::take(&mut live.waiting);
                 self.replied(waiting, &Err(fault.clone()));
             }
@@ -389,6 +392,7 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
         | Method::Stored
         | Method::Load
         | Method::Add
-        | Method::Drop => false,
+        | Method::Drop
+        | Method::Reinit => false,
     }
 }

@@ -93,6 +93,7 @@ impl<S: Store> Driver<S> {
             | Refused::Over
             | Refused::Begun
             | Refused::Leaving
+            | Refused::Swapping
             | Refused::TooLate => {
                 let state = self.state_of(target);
                 let hint = match state {

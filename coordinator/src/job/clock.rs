@@ -42,7 +42,7 @@ impl PhaseClock {
             preparing: of(&[Phase::Preflight, Phase::Snapshot, Phase::Schema]),
             copying: of(&[Phase::Copy]),
             indexing: of(&[Phase::Indexes, Phase::Constraints]),
-            catching_up: of(&[Phase::Subscribe, Phase::CatchUp, Phase::Prove]),
+            catching_up: of(&[Phase::Swap, Phase::Subscribe, Phase::CatchUp, Phase::Prove]),
         }
     }
 }

@@ -91,7 +91,8 @@ impl JobHealth {
             Stage::Kept(_) | Stage::Ending(_) | Stage::Closed(_) => return None,
         };
         // Its replication ends with joining the other, which the fence after that finds to work.
-        if matches!(step, Step::Join | Step::Leave) || job.joining() != Joining::NotYet {
+        let joins = job.spec.method != Method::Reinit && job.joining() != Joining::NotYet;
+        if matches!(step, Step::Join | Step::Leave) || joins || job.joining() == Joining::Done {
             self.apply.excuse();
             return None;
         }
@@ -312,7 +313,7 @@ fn changes_missing(text: String) -> Fault {
 /// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
-        Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add => {
+        Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add | Method::Reinit => {
             step > Step::OpenSource
         }
         Method::Load | Method::Drop => false,

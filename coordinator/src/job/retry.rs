@@ -74,6 +74,8 @@ impl Patience {
             | Step::Indexes
             | Step::Constraints
             | Step::Settle
+            | Step::ProveCopy
+            | Step::Swap
             | Step::Subscribe
             | Step::NativeCopy
             | Step::Converge

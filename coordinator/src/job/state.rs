@@ -170,6 +170,7 @@ mod tests {
         (S::Reinitializing, S::Copying),
         (S::Reinitializing, S::Failed),
         (S::Reinitializing, S::Synchronized),
+        (S::Reinitializing, S::Diverged),
         (S::Reinitializing, S::Uninitialized),
     ];
 

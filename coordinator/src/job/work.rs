@@ -72,6 +72,8 @@ pub enum Work {
     Join,
     /// `Leave`.
     Leave,
+    /// `Swap`.
+    Swap,
     /// `ProveTarget`.
     ProveTarget,
     /// `ProveSource`.
@@ -112,6 +114,7 @@ impl Work {
             | Self::Fold
             | Self::Join
             | Self::Leave
+            | Self::Swap
             | Self::ProveTarget
             | Self::ReleaseTarget
             | Self::CleanupTarget(_) => Side::Target,
@@ -146,6 +149,7 @@ impl Work {
             Self::Fold => "folding the epochs into one subscription",
             Self::Join => "letting the tables join the subscription",
             Self::Leave => "taking the tables out of the subscription",
+            Self::Swap => "putting the new rows in the place of the old",
             Self::ProveTarget => "summing up the ledger",
             Self::ProveSource => "summing up what was sent",
             Self::ReleaseTarget => "releasing the ledger",
@@ -176,6 +180,10 @@ pub enum Step {
     Constraints,
     /// Set sequences and statistics on a target that will not follow.
     Settle,
+    /// Compare the totals as [`Step::Prove`] does, before the new rows are used.
+    ProveCopy,
+    /// Put the new rows in the place of the old, while the source closes its snapshot.
+    Swap,
     /// Create the subscription.
     Subscribe,
     /// Wait for PostgreSQL's own copy.
@@ -223,6 +231,21 @@ const ADD: [Step; 12] = [
     Step::Converge,
     Step::Join,
     Step::Prove,
+    Step::Release,
+];
+
+/// Those of [`Method::Reinit`].
+const REINIT: [Step; 11] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Copy,
+    Step::ProveCopy,
+    Step::Swap,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Join,
     Step::Release,
 ];
 
@@ -274,6 +297,7 @@ impl Step {
             Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT,
             Method::Add => &ADD,
             Method::Drop => &DROP,
+            Method::Reinit => &REINIT,
             Method::Load => &LOAD,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
@@ -293,7 +317,7 @@ impl Step {
     pub fn brings(self, method: Method) -> &'static [NodeEvent] {
         match (self, method) {
             // Its node is being reinitialised all the while.
-            (_, Method::Add | Method::Drop) => &[],
+            (_, Method::Add | Method::Drop | Method::Reinit) => &[],
             // A restored target has nothing to copy.
             (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
@@ -311,9 +335,10 @@ impl Step {
             Self::GatherSource | Self::GatherTarget | Self::TakeSlot => Phase::Preflight,
             Self::OpenSource => Phase::Snapshot,
             Self::PrepareTarget => Phase::Schema,
-            Self::Copy | Self::NativeCopy => Phase::Copy,
+            Self::Copy | Self::NativeCopy | Self::ProveCopy => Phase::Copy,
             Self::Indexes => Phase::Indexes,
             Self::Constraints | Self::Settle => Phase::Constraints,
+            Self::Swap => Phase::Swap,
             Self::Subscribe => Phase::Subscribe,
             Self::Converge | Self::Fold | Self::Join | Self::Leave => Phase::CatchUp,
             Self::Prove | Self::Release => Phase::Prove,
@@ -340,8 +365,8 @@ impl Step {
             Self::Converge => &[Work::AwaitFence, Work::Finish],
             Self::Fold => &[Work::Fold],
             // The source must know that the target may.
-            Self::Join | Self::Leave => &[Work::Regrant],
-            Self::Prove => &[Work::ProveTarget, Work::ProveSource],
+            Self::Join | Self::Leave | Self::Swap => &[Work::Regrant],
+            Self::Prove | Self::ProveCopy => &[Work::ProveTarget, Work::ProveSource],
             Self::Release => &[Work::ReleaseTarget],
         }
     }
@@ -358,14 +383,18 @@ impl Step {
             | Self::PrepareTarget
             | Self::Copy
             | Self::Settle
+            | Self::Swap
             | Self::Subscribe
             | Self::Converge
             | Self::Fold
             | Self::Join
             | Self::Leave => true,
-            Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
-                false
-            }
+            Self::Indexes
+            | Self::Constraints
+            | Self::ProveCopy
+            | Self::NativeCopy
+            | Self::Prove
+            | Self::Release => false,
         }
     }
 
@@ -389,6 +418,8 @@ impl Step {
             | Self::Indexes
             | Self::Constraints
             | Self::Settle
+            | Self::ProveCopy
+            | Self::Swap
             | Self::Subscribe => false,
         }
     }
@@ -404,7 +435,8 @@ impl Step {
             | Method::Backup
             | Method::Stored
             | Method::Add
-            | Method::Drop => self <= Self::Copy,
+            | Method::Drop
+            | Method::Reinit => self <= Self::Copy,
         }
     }
 
@@ -412,9 +444,12 @@ impl Step {
     #[must_use]
     pub fn has_rows(self, method: Method) -> bool {
         match method {
-            Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Load | Method::Add => {
-                self > Self::Copy
-            }
+            Method::Snapshot
+            | Method::TwoPhase
+            | Method::Stored
+            | Method::Load
+            | Method::Add
+            | Method::Reinit => self > Self::Copy,
             Method::Native => self > Self::NativeCopy,
             // They were there before the job, and stay however it ends.
             Method::Backup | Method::Drop => false,
@@ -436,6 +471,8 @@ impl Step {
             | Self::Indexes
             | Self::Constraints
             | Self::Settle
+            | Self::ProveCopy
+            | Self::Swap
             | Self::Subscribe
             | Self::NativeCopy
             | Self::Converge

@@ -101,17 +101,20 @@ pub enum Phase {
     Prove,
     /// Removing what the job made.
     Cleanup,
+    /// New rows take the place of the old ones (`reinit`).
+    Swap,
 }
 
 impl Phase {
-    /// Every phase, in the order of a snapshot job.
-    pub const ALL: [Self; 10] = [
+    /// Every phase, in the order of a job.
+    pub const ALL: [Self; 11] = [
         Self::Preflight,
         Self::Snapshot,
         Self::Schema,
         Self::Copy,
         Self::Indexes,
         Self::Constraints,
+        Self::Swap,
         Self::Subscribe,
         Self::CatchUp,
         Self::Prove,
@@ -132,6 +135,7 @@ impl Phase {
             Self::CatchUp => "catch_up",
             Self::Prove => "prove",
             Self::Cleanup => "cleanup",
+            Self::Swap => "swap",
         }
     }
 }

@@ -251,7 +251,7 @@ pub(crate) fn audit_entry(view: &AuditView) -> Value {
     })
 }
 
-/// How a job ended: `init.completed`, `tables.added`, `tables.dropped`, `init.failed` or `init.cancelled`.
+/// How a job ended: `init.completed`, `tables.added`, `tables.dropped`, `reinit.completed`, `init.failed` or `init.cancelled`.
 pub(crate) fn end(view: &EndView) -> Value {
     let fault = view.fault.as_ref();
     let mut all = object(json!({
@@ -285,6 +285,7 @@ fn good_event(method: Option<Method>) -> &'static str {
     match method {
         Some(Method::Add) => "tables.added",
         Some(Method::Drop) => "tables.dropped",
+        Some(Method::Reinit) => "reinit.completed",
         Some(
             Method::Snapshot
             | Method::TwoPhase

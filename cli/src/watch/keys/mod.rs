@@ -257,10 +257,9 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
             "a job is at work on {id}, which is {}: c cancels it",
             view.state
         )),
-        // The coordinator refuses to initialise a synchronized node.
         NodeState::Synchronized => Some(format!(
-            "{id} is synchronized and follows its source: there is nothing to do. To copy it all \
-             again, drop its subscription on {id}: once it is seen to have diverged, r starts over"
+            "{id} follows its source. steep-repl reinit --node {id} --tables S.T,S.T (or --full) copies \
+             tables again, while readers see the old rows and the others go on"
         )),
     };
     match why_not {

@@ -39,6 +39,17 @@ const LOAD_PHASES: [Phase; 7] = [
     Phase::Prove,
 ];
 
+/// Phases of `reinit`.
+const REINIT_PHASES: [Phase; 7] = [
+    Phase::Preflight,
+    Phase::Snapshot,
+    Phase::Schema,
+    Phase::Copy,
+    Phase::Swap,
+    Phase::Subscribe,
+    Phase::CatchUp,
+];
+
 /// Phases of `--method native`.
 const NATIVE_PHASES: [Phase; 5] = [
     Phase::Preflight,
@@ -315,6 +326,7 @@ fn to_come(job: &JobView) -> Vec<Phase> {
         Method::Load => &LOAD_PHASES,
         Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add => &SNAPSHOT_PHASES,
         Method::Drop => &[],
+        Method::Reinit => &REINIT_PHASES,
     };
     let place = all.iter().position(|phase| *phase == current);
     place.map_or_else(Vec::new, |place| all[place + 1..].to_vec())

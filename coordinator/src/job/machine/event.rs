@@ -238,6 +238,11 @@ pub enum Refused {
     /// Its tables are leaving a replication.
     #[error("tables are leaving the replication, which cannot be undone; it takes moments")]
     Leaving,
+    /// Its tables have left a replication, and are to join it again.
+    #[error(
+        "too late to cancel: the tables have left the replication to get their new rows, and can only go on; init cancel --force-cleanup gives that up and leaves them unfollowed"
+    )]
+    Swapping,
     /// The terms no longer count for anything that it has yet to do.
     #[error("the job is past what those terms are for")]
     TooLate,

@@ -51,6 +51,7 @@ impl Turn {
             }
             // Which of the target's rows are not the source's, nobody can tell.
             Retry::Never if fault.kind == FaultKind::TargetChanged => self.fail(fault),
+            Retry::Never if self.only_goes_on() => self.try_again(step, work, fault),
             Retry::Never => self.give_up(step, fault),
         }
     }
@@ -62,7 +63,8 @@ impl Turn {
         let first = before.is_none();
         let (parts, seed) = (self.counted.done.parts, self.job.id.0);
         let retrying = Retrying::after(before, (work, fault.clone()), parts, seed, self.now);
-        if after(retrying.since, self.rules.patience.budget(step)) <= self.now {
+        let over = after(retrying.since, self.rules.patience.budget(step)) <= self.now;
+        if over && !self.only_goes_on() {
             return self.give_up(step, self.retries_failed(&retrying));
         }
         self.job.retrying.push(retrying);
@@ -76,7 +78,9 @@ impl Turn {
         let budget = self.rules.patience.budget(step);
         let over =
             |r: &&Retrying| matches!(r.next, Next::At(_)) && after(r.since, budget) <= self.now;
-        if let Some(retrying) = self.job.retrying.iter().find(over) {
+        if let Some(retrying) = self.job.retrying.iter().find(over)
+            && !self.only_goes_on()
+        {
             return self.give_up(step, self.retries_failed(retrying));
         }
         let now = self.now;

@@ -200,7 +200,7 @@ fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
         // It goes on copying to its end.
         Method::Load => false,
         // They are not kept.
-        Method::Add | Method::Drop => false,
+        Method::Add | Method::Drop | Method::Reinit => false,
         Method::Native => step > Step::NativeCopy,
         Method::Backup => step > Step::PrepareTarget,
     };

@@ -200,6 +200,7 @@ impl Turn {
             | Work::Fold
             | Work::Join
             | Work::Leave
+            | Work::Swap
             | Work::ProveTarget
             | Work::ProveSource
             | Work::ReleaseTarget

@@ -82,14 +82,17 @@ impl Turn {
                 self.job.attempt.sealed = false;
                 self.snapshot_lost(step, fault);
             }
-            // What has left cannot be followed again without being copied.
             JobEvent::Cancel { .. } if step == Step::Leave => return Err(Refused::Leaving),
+            JobEvent::Cancel { .. } if self.only_goes_on() => return Err(Refused::Swapping),
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
                 // The slot is lost or harms the source: nothing can be resumed.
                 Side::Source => self.fail(fault),
                 Side::Target => self.give_up(step, fault),
             },
+            JobEvent::GiveUp if self.only_goes_on() => {
+                self.end(Why::Cancelled(CancelledData::Remove));
+            }
             // Only an ending job has something to give up.
             JobEvent::GiveUp => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
@@ -247,7 +250,7 @@ impl Turn {
         }
         match step {
             Step::Copy => self.copied(),
-            Step::Prove => self.prove(),
+            Step::Prove | Step::ProveCopy => self.prove(step),
             _ => self.leave(step),
         }
     }
@@ -369,7 +372,7 @@ impl Turn {
     }
 
     /// Compares the plan, the ledger, the source and our own sums (G4).
-    fn prove(&mut self) {
+    fn prove(&mut self, step: Step) {
         let counted = self.counted;
         let plan = self.job.parts().unwrap_or(0);
         // Of earlier epochs each part was compared when it was committed, and their source's count is gone.
@@ -398,7 +401,7 @@ impl Turn {
                 return self.fail(fault);
             }
         }
-        self.leave(Step::Prove);
+        self.leave(step);
     }
 
     fn succeeded(&mut self) {
@@ -424,6 +427,9 @@ impl Turn {
 
     /// Checks the time limit, the age of the snapshot, and how long the job has waited for an agent or server.
     fn check_limits(&mut self, step: Step) {
+        if self.only_goes_on() {
+            return self.retry_due(step);
+        }
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
         if after(self.job.began_at, limit) <= self.now {
             let text = format!("the job exceeded its time limit of {} s", limit.as_secs());

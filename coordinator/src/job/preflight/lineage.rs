@@ -24,6 +24,8 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
         pair.target
             .subscribed
             .iter()
+            // Tables that get new rows are those that it follows.
+            .filter(|seen| pair.spec.method != Method::Reinit || ours(seen).is_none())
             .map(|seen| subscribed(pair, around, seen)),
     );
     findings.extend(forgotten_on_target(pair, around));
@@ -180,7 +182,9 @@ fn out_of_sight(pair: &Pair<'_>, graph: &Graph<'_>) -> Option<Finding> {
 fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
     let target = &pair.spec.target;
     let graph = graph(pair, around);
-    if pair.is_restored() || !way_back(pair, &graph).is_empty() {
+    // New rows reach them as changes of the rows that differ.
+    let changes = pair.spec.method == Method::Reinit;
+    if changes || pair.is_restored() || !way_back(pair, &graph).is_empty() {
         return None;
     }
     let followers: Vec<String> = graph
@@ -208,11 +212,16 @@ fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
     })
 }
 
+/// The job whose subscription it is.
+fn ours(seen: &SubscribedTables) -> Option<JobId> {
+    (seen.tool == Tool::PostgreSql)
+        .then(|| ReplicationNames::parse(&seen.subscription))
+        .flatten()
+}
+
 fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Finding {
     let (node, name) = (&pair.spec.target, &seen.subscription);
-    let ours = (seen.tool == Tool::PostgreSql)
-        .then(|| ReplicationNames::parse(name))
-        .flatten();
+    let ours = ours(seen);
     let tables = &seen.tables;
     if ours.is_some() && pair.spec.method == Method::Add {
         return error(

@@ -2,7 +2,7 @@
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Listed, OwnedTables};
-use steep_protocol::message::job::ExistingRows;
+use steep_protocol::message::job::{ExistingRows, Method};
 
 use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
@@ -34,7 +34,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 
 fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
     let tables = &pair.target.not_empty;
-    if tables.is_empty() {
+    if tables.is_empty() || pair.spec.method == Method::Reinit {
         return None;
     }
     let what = format!(

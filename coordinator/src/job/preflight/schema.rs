@@ -2,8 +2,8 @@
 //! shows the statements it will run, manual asks for confirmation.
 
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{AbsentTables, Confirmation, ExistingRows, SchemaMode};
-use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference};
+use steep_protocol::message::job::{AbsentTables, Confirmation, ExistingRows, Method, SchemaMode};
+use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference, Subject};
 use steep_schema::{blocker, creates, named};
 
 use super::text::counted;
@@ -29,7 +29,25 @@ fn mode(pair: &Pair<'_>) -> SchemaMode {
     }
 }
 
+/// Tables that get new rows need the columns that are copied; whatever else differs stays as it is.
+fn columns(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let lacks = |d: &&SchemaDifference| {
+        d.change == Change::Missing && matches!(d.subject, Subject::Table | Subject::Column)
+    };
+    let lacking = pair.target.review.differences.iter().filter(lacks);
+    let listed: Vec<_> = lacking
+        .map(|d| (Severity::Error, named(d, "the source", "the target")))
+        .collect();
+    let total = listed.len() as u64;
+    let why = "the new rows have values that the target has no place for";
+    let fix = "make the tables alike, or leave those that differ out";
+    add(pair, findings, MISMATCH, listed, total, (why, fix));
+}
+
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    if pair.spec.method == Method::Reinit {
+        return columns(pair, findings);
+    }
     let review = &pair.target.review;
     let mode = mode(pair);
     let (severity, why, fix) = verdict(mode, pair.spec.confirmation);

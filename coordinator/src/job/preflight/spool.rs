@@ -34,7 +34,8 @@ pub(super) fn choose(spec: &JobSpec, source: &SourceFacts) -> Spooling {
             | Method::Stored
             | Method::Load
             | Method::Add
-            | Method::Drop,
+            | Method::Drop
+            | Method::Reinit,
             _,
         ) => Spooling::Live,
     }

@@ -49,6 +49,7 @@ pub fn span(method: Method, phase: Phase) -> (f64, f64) {
         (_, Phase::Copy) => (4.0, 74.0),
         (_, Phase::Indexes) => (74.0, 88.0),
         (_, Phase::Constraints) => (88.0, 93.0),
+        (_, Phase::Swap) => (74.0, 93.0),
         (_, Phase::Subscribe) => (93.0, 94.0),
         (_, Phase::CatchUp) => (94.0, 98.0),
         (_, Phase::Prove) => (98.0, 100.0),

@@ -30,6 +30,8 @@ pub enum Method {
     Add,
     /// Not at all: tables leave the replication of a node that follows (`tables drop`).
     Drop,
+    /// Like a snapshot, of tables that a node follows already: they get new rows, all at once (`reinit`).
+    Reinit,
 }
 
 impl Method {
@@ -45,6 +47,7 @@ impl Method {
             Self::Load => "load",
             Self::Add => "add",
             Self::Drop => "drop",
+            Self::Reinit => "reinit",
         }
     }
 
@@ -58,15 +61,16 @@ impl Method {
             | Self::Native
             | Self::Backup
             | Self::Add
-            | Self::Drop => false,
+            | Self::Drop
+            | Self::Reinit => false,
         }
     }
 
-    /// Whether it changes which tables a node follows, while its replication goes on.
+    /// Whether it works on some tables of a node that follows, while the replication of all others goes on.
     #[must_use]
     pub fn changes_tables(self) -> bool {
         match self {
-            Self::Add | Self::Drop => true,
+            Self::Add | Self::Drop | Self::Reinit => true,
             Self::Snapshot
             | Self::TwoPhase
             | Self::Native
@@ -86,7 +90,8 @@ impl Method {
             | Self::Backup
             | Self::Stored
             | Self::Add
-            | Self::Drop => true,
+            | Self::Drop
+            | Self::Reinit => true,
             Self::Load => false,
         }
     }

@@ -47,12 +47,25 @@ pub struct ChangeSpec {
 }
 
 /// What happens to tables of a node that follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// They are copied and followed from then on.
     Add(Adding),
     /// They are no longer followed. Their rows stay.
     Drop,
+    /// Their rows are copied again, and take the place of the old ones all at once.
+    Reinit(Reinit),
+}
+
+/// How tables are reinitialised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reinit {
+    /// The source to copy from, which must be the one that the node follows.
+    pub source: Option<NodeId>,
+    /// Workers; those of the node's initialisation by default.
+    pub parallel: Option<u8>,
+    /// Maximum COPY bytes a second over all workers; that of the node's initialisation by default.
+    pub max_rate: Option<ByteCount>,
 }
 
 /// How tables are added.

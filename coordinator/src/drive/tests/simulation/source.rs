@@ -112,6 +112,8 @@ impl Cluster {
                 Ok(Done(Outcome::Done))
             }
             SourceCommand::PrepareSlot { .. }
+            | SourceCommand::OpenFollowed(_)
+            | SourceCommand::AwaitFenceAfterWriters { .. }
             | SourceCommand::DropPrepared
             | SourceCommand::TakeSlot { .. }
             | SourceCommand::AdmitVerify { .. }

@@ -88,7 +88,8 @@ impl World {
                 self.agent(name).admitted.insert(job);
                 Outcome::Done
             }
-            SourceCommand::Open(OpenSource { export, .. }) => {
+            SourceCommand::Open(OpenSource { export, .. })
+            | SourceCommand::OpenFollowed(OpenSource { export, .. }) => {
                 self.agent(name).admitted.insert(job);
                 if matches!(export, Export::Template { .. }) {
                     return Outcome::Done;
@@ -98,7 +99,9 @@ impl World {
                 self.opened(name, job)
             }
             SourceCommand::Prove => self.sums(name, job),
-            SourceCommand::AwaitFence { .. } => Outcome::FencePassed { lsn: Lsn(10) },
+            SourceCommand::AwaitFence { .. } | SourceCommand::AwaitFenceAfterWriters { .. } => {
+                Outcome::FencePassed { lsn: Lsn(10) }
+            }
             SourceCommand::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
             SourceCommand::CloseSnapshot => {
                 self.agent(name).snapshots.remove(&job);
@@ -190,6 +193,8 @@ impl World {
             | TargetCommand::Fold { .. }
             | TargetCommand::Join(_)
             | TargetCommand::Leave(_)
+            | TargetCommand::Swap(_)
+            | TargetCommand::PrepareShadows { .. }
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Release
             | TargetCommand::Cleanup { .. } => Outcome::Done,

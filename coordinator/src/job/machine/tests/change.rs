@@ -161,3 +161,92 @@ fn a_snapshot_that_is_lost_is_taken_again_while_the_node_goes_on() {
     let opened = world.ids.values().filter(|work| **work == Work::OpenSource);
     assert_eq!(opened.count(), 2);
 }
+
+/// The work of a job that gives tables new rows, in order.
+const REINIT: [Work; 12] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::OpenSource,
+    Work::PrepareTarget,
+    Work::Copy,
+    Work::ProveTarget,
+    Work::Swap,
+    Work::Subscribe,
+    Work::AwaitFence,
+    Work::Join,
+    Work::Finish,
+    Work::ReleaseTarget,
+];
+
+#[test]
+fn new_rows_are_proved_before_they_take_their_place_and_join_after_a_fence() {
+    let mut world = World::new(Method::Reinit);
+    world.run_on();
+    returned(&world, "success");
+    assert_eq!(world.finishes, [Finish::Changed]);
+    let sent: Vec<Work> = world.sent.iter().map(|(_, work)| *work).collect();
+    let first = |work| sent.iter().position(|sent| *sent == work);
+    for pair in REINIT.windows(2) {
+        assert!(first(pair[0]) < first(pair[1]), "{pair:?} in {sent:?}");
+    }
+    // The source must know that the target may take tables out, and closes its snapshot meanwhile.
+    assert!(first(Work::Regrant) < first(Work::Swap));
+    assert!(first(Work::CloseSnapshot) < first(Work::Swap));
+    let closed = sent.iter().filter(|work| **work == Work::CloseSnapshot);
+    assert_eq!(closed.count(), 1);
+    assert!(!sent.contains(&Work::BuildIndexes) && !sent.iter().any(|work| work.is_cleanup()));
+}
+
+#[test]
+fn new_rows_can_be_cancelled_until_their_tables_leave_the_replication() {
+    for work in REINIT {
+        let mut world = World::new(Method::Reinit);
+        world.until(work);
+        let data = CancelledData::Remove;
+        let cancelled = world.apply(JobEvent::Cancel { data });
+        if world.job.joining() != Joining::NotYet {
+            assert_eq!(cancelled, Err(Refused::Swapping), "{work:?}");
+            // An operator can give it up all the same.
+            assert_eq!(world.apply(JobEvent::GiveUp), Ok(()), "{work:?}");
+        }
+        world.live_on();
+        returned(&world, work);
+        let ends = matches!(world.finishes[..], [Finish::Cancelled(_)]);
+        assert!(ends, "{work:?}: {:?}", world.finishes);
+    }
+}
+
+#[test]
+fn what_fails_once_the_tables_have_left_is_tried_until_it_succeeds() {
+    for work in [Work::Swap, Work::Subscribe, Work::Join] {
+        let mut world = World::new(Method::Reinit);
+        world.until(work);
+        for _ in 0..40 {
+            let at = world.work_of(Side::Target);
+            if let Some(at) = at.iter().position(|running| *running == work) {
+                world.end_one(Side::Target, at, true);
+            }
+            world.tick(60);
+        }
+        assert!(world.finishes.is_empty(), "{work:?}: {:?}", world.finishes);
+        world.live_on();
+        returned(&world, work);
+        assert_eq!(world.finishes, [Finish::Changed], "{work:?}");
+    }
+}
+
+#[test]
+fn a_job_with_new_rows_goes_on_whoever_dies_in_any_step() {
+    for work in REINIT {
+        for side in Side::BOTH {
+            let mut world = World::new(Method::Reinit);
+            world.until(work);
+            world.kill(side);
+            world.tick(1);
+            world.up(side);
+            world.live_on();
+            returned(&world, (work, side));
+            assert_eq!(world.finishes, [Finish::Changed], "{work:?} {side:?}");
+        }
+    }
+}

@@ -445,6 +445,7 @@ fn outcome_of(work: Work) -> Outcome {
         | Work::Fold
         | Work::Join
         | Work::Leave
+        | Work::Swap
         | Work::ReleaseTarget
         | Work::ReleaseSource
         | Work::CleanupTarget(_)

@@ -25,7 +25,10 @@ impl Command {
                 Some(&request.source)
             }
             TargetCommand::Repair(request) => Some(&request.source),
-            TargetCommand::Join(changed) | TargetCommand::Leave(changed) => Some(&changed.source),
+            TargetCommand::Join(changed)
+            | TargetCommand::Leave(changed)
+            | TargetCommand::Swap(changed)
+            | TargetCommand::PrepareShadows { changed, .. } => Some(&changed.source),
             TargetCommand::Open { .. }
             | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }

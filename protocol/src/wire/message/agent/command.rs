@@ -148,6 +148,15 @@ pub enum SourceCommand {
         /// What the target follows by.
         followed: Box<Followed>,
     },
+    /// As [`SourceCommand::Open`], for tables that the target follows already. They stay in the publication that it
+    /// follows.
+    OpenFollowed(OpenSource),
+    /// As [`SourceCommand::AwaitFence`], once every transaction has ended that may have written to the job's tables before
+    /// they left the publication that the target follows.
+    AwaitFenceAfterWriters {
+        /// See [`SourceCommand::AwaitFence`].
+        earlier: Vec<EarlierEpoch>,
+    },
 }
 
 /// Commands to the target's agent.
@@ -259,6 +268,16 @@ pub enum TargetCommand {
     Repair(Box<RepairRows>),
     /// The same as [`TargetCommand::Verify`] without these tables, which an earlier one has compared.
     VerifyRest(Box<VerifyTables>, Vec<TableName>),
+    /// Make a shadow table for each table of the plan, which the node follows already. The next [`Self::Copy`] fills them.
+    PrepareShadows {
+        /// The plan and its source.
+        prepare: PrepareTarget,
+        /// The replication that goes on.
+        changed: Box<ChangedTables>,
+    },
+    /// The shadow tables are complete: take their tables out of the replication that the node follows by, and give them
+    /// the new rows, all in one transaction.
+    Swap(Box<ChangedTables>),
 }
 
 /// Arguments of [`SourceCommand::Open`].

@@ -114,9 +114,11 @@ impl SourceCommand {
                     Some(_) => "admit_replicated",
                 })
             },
-            Self::Open(_) => Policy::LONG_STEP.named("open_source"),
+            Self::Open(_) | Self::OpenFollowed(_) => Policy::LONG_STEP.named("open_source"),
             Self::CloseSnapshot => Policy::REMOVAL.named("close_snapshot"),
-            Self::AwaitFence { .. } => Policy::LONG_STEP.named("await_fence"),
+            Self::AwaitFence { .. } | Self::AwaitFenceAfterWriters { .. } => {
+                Policy::LONG_STEP.named("await_fence")
+            }
             Self::Prove => Policy::STEP.named("prove_source"),
             Self::Release => Policy {
                 logged: Logged::Debug,
@@ -186,6 +188,8 @@ impl TargetCommand {
             .within(Duration::from_secs(24 * 3600)),
             Self::Join(_) => Policy::LONG_STEP.named("join"),
             Self::Leave(_) => Policy::STEP.named("leave"),
+            Self::PrepareShadows { .. } => Policy::STEP.named("prepare_shadows"),
+            Self::Swap(_) => Policy::LONG_STEP.named("swap"),
             Self::RaiseSequences { .. } => Policy {
                 logged: Logged::Debug,
                 ..Policy::QUESTION.named("raise_sequences")
