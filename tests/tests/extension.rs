@@ -96,6 +96,7 @@ fn what_is_upgraded_is_what_is_made_anew_and_its_rows_are_kept() -> Result<()> {
         "steep_repl--1.4--1.5.sql",
         "steep_repl--1.5--1.6.sql",
         "steep_repl--1.6--1.7.sql",
+        "steep_repl--1.7--1.8.sql",
     ];
     as_agents_made_it(&plain, &scripts)?;
 
@@ -141,13 +142,13 @@ fn agents_upgrade_what_is_there_and_an_extension_of_the_sources_is_not_copied() 
             Ok(database.sql("SELECT max(version) FROM steep_repl.schema_version")? == "8")
         })?;
     }
-    assert_eq!(source.sql(EXTENSION)?, "1.7");
+    assert_eq!(source.sql(EXTENSION)?, "1.8");
     source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
     // Both targets read the dump of a source with the extension.
     let init = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
     cluster.init(&[])?.expect(0)?;
     cluster.cli(&init)?.expect(0)?;
-    for (target, extension) in [(&plain, ""), (&extended, "1.7")] {
+    for (target, extension) in [(&plain, ""), (&extended, "1.8")] {
         compare::rows(&source, target)?.none()?;
         assert_eq!(target.sql(EXTENSION)?, extension);
         let stored = "SELECT count(*) FROM steep_repl.schema_fingerprints WHERE node_id = 'node_a'";
@@ -186,7 +187,7 @@ fn who_does_not_own_an_old_extension_is_told_so() -> Result<()> {
     let refused = cluster.cli(&["schema", "capture", "--node", "node_a"])?;
     let refused = refused.expect(1)?.text();
     ensure!(
-        refused.contains("extension steep_repl cannot be updated to version 1.7"),
+        refused.contains("extension steep_repl cannot be updated to version 1.8"),
         "{refused}"
     );
     assert_eq!(database.sql(EXTENSION)?, "1.0");

@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 66] = [
+const ELSEWHERE: [&str; 69] = [
     "switchover.started",
     "switchover.step",
     "switchover.retried",
@@ -242,6 +242,9 @@ const ELSEWHERE: [&str; 66] = [
     "verify.failed",
     "overlap.completed",
     "overlap.failed",
+    "merge.planned",
+    "merge.not_planned",
+    "merge.completed",
     "repair.planned",
     "repair.not_planned",
     "repair.completed",

@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 8] = [
+const VERSIONS: [Version; 9] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -53,6 +53,10 @@ const VERSIONS: [Version; 8] = [
     Version {
         name: "1.7",
         script: include_str!("../../../extension/steep_repl--1.6--1.7.sql"),
+    },
+    Version {
+        name: "1.8",
+        script: include_str!("../../../extension/steep_repl--1.7--1.8.sql"),
     },
 ];
 

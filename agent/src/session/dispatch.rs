@@ -35,7 +35,7 @@ use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::join::Leaving;
-use crate::replication::{fence, fold, prepared};
+use crate::replication::{apart, fence, fold, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{self, SourceJobs, slot};
@@ -147,6 +147,12 @@ impl Agent {
                 let done = Box::pin(switchover::perform(task, command, steps)).await;
                 steps.notify_one();
                 done
+            }
+            Command::Node(NodeCommand::ReadSequences) => {
+                apart::read(task).await.map(Outcome::Sequences)
+            }
+            Command::Node(NodeCommand::SetSequences(wanted)) => {
+                apart::set(task, &wanted).await.map(Outcome::SequencesPassed)
             }
         }
     }

@@ -10,7 +10,7 @@ use steep_protocol::limits::VERIFY_ROWS_MAX;
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::repair::{DatabaseId, RowChange};
 use steep_protocol::message::verify::{
-    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, OpenedTable, Relation, RowDigest,
+    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, ModifiedBy, OpenedTable, Relation, RowDigest,
     RowKey, RowValues, Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk,
     VerifyColumn, VerifyReply, VerifyReport, VerifyTables,
 };
@@ -162,6 +162,7 @@ impl World {
                 } else {
                     Vec::new()
                 },
+                uniques: Vec::new(),
                 pages: vec![PAGES],
                 rows_estimate: 1_500,
                 hashing: String::new(),
@@ -269,6 +270,7 @@ async fn reported(world: World, comparing: Comparing) -> VerifyReport {
         values: RowValues::Hidden,
         parallel: 3,
         max_rate: None,
+        modified: ModifiedBy::NotAsked,
     };
     let sides = (Fake(Arc::clone(&world), false), Fake(world, true));
     let report = compare(sides, &node("b"), request, |_| {}).await.unwrap();

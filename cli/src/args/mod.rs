@@ -3,6 +3,7 @@
 mod choices;
 mod events;
 mod init;
+mod merge;
 mod schema;
 mod snapshot;
 mod switchover;
@@ -30,6 +31,7 @@ pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCo
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 pub(crate) use switchover::SwitchoverArgs;
 pub(crate) use tables::{AddArgs, DropArgs, NewTablesChoice, TablesCommand};
+pub(crate) use merge::{MergeArgs, Strategy};
 pub(crate) use verify::{Every, OverlapArgs, RepairArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.

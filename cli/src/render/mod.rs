@@ -14,6 +14,7 @@ pub(crate) mod nodes;
 pub(crate) mod overlap;
 pub(crate) mod prepared;
 pub(crate) mod progress;
+pub(crate) mod merge;
 pub(crate) mod repair;
 pub(crate) mod report;
 pub(crate) mod schema;

@@ -83,6 +83,7 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Backup) => ", rows from a backup".to_owned(),
             Some(Method::Add) => format!(", method add, {workers}"),
             Some(Method::Drop) => ", method drop".to_owned(),
+            Some(Method::Merge) => ", rows of both nodes merged".to_owned(),
             None => String::new(),
         };
         lines.push(("ran", format!("{started:.0} to {ended:.0}{method}")));

@@ -81,6 +81,7 @@ impl<S: Store> Driver<S> {
             Method::Stored | Method::Load => {
                 "use snapshot apply for rows that come from a stored snapshot"
             }
+            Method::Merge => "use init --mode bidirectional-merge for nodes that both have rows",
             Method::Add | Method::Drop => "use tables add or tables drop to change a node's tables",
             Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
         };
@@ -124,7 +125,7 @@ impl<S: Store> Driver<S> {
         self.check_online(&spec.target)
     }
 
-    fn check_target(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+    pub(super) fn check_target(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
         let state = self.state_of(target);
         let fault = |text: String, hint: String| {
             Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))

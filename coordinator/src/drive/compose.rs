@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{
     Command, CopyParts, EarlierEpoch, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget,
     RowsAs, RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
+use steep_protocol::message::handover::SchemaCheck;
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::message::tables::{ChangedTables, Followed};
@@ -58,6 +59,8 @@ impl<S: Store> Driver<S> {
                 epoch: job.epoch,
                 unfinished: job.unfinished.clone(),
                 rows: match (&job.handover, native) {
+                    // The preflight has compared the schemas; sequences differ by now.
+                    _ if job.merge.is_some() => RowsFrom::Backup(SchemaCheck::Skipped),
                     (Some(handover), _) => RowsFrom::Backup(handover.schema),
                     (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
                     (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
@@ -178,7 +181,7 @@ impl<S: Store> Driver<S> {
             (Some(snapshot), _) if job.carried().is_some() => Export::Template { snapshot },
             (Some(_), Some(place)) => Export::Stored(place),
             (Some(snapshot), None) => Export::Shared { snapshot },
-            (None, _) if spec.method == Method::Native => Export::Slot,
+            (None, _) if matches!(spec.method, Method::Native | Method::Merge) => Export::Slot,
             (None, _) => Export::SlotAndSnapshot,
         };
         Command::from(SourceCommand::Open(OpenSource {

@@ -152,6 +152,7 @@ impl<S: Store> Driver<S> {
             warnings.extend(kept.view.warning.clone());
         }
         warnings.extend(not_followed(record));
+        warnings.extend(self.merge_warning(record));
         warnings
     }
 

@@ -54,7 +54,12 @@ impl JobNote {
         let goes_on = match job.spec.method {
             Method::Snapshot => plain || copied.is_some(),
             Method::TwoPhase | Method::Stored => copied.is_some(),
-            Method::Load | Method::Native | Method::Backup | Method::Add | Method::Drop => false,
+            Method::Load
+            | Method::Native
+            | Method::Backup
+            | Method::Add
+            | Method::Drop
+            | Method::Merge => false,
         };
         if !goes_on {
             return None;

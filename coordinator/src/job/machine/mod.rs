@@ -32,7 +32,7 @@ use jiff::Timestamp;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{CommandId, Fault, Phase};
 
-pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot};
+pub use event::{Counted, Effect, Finish, JobEvent, MergeNews, Parting, Refused, Snapshot};
 pub use terms::Terms;
 
 use super::health::Bounds;
@@ -174,6 +174,7 @@ impl Turn {
             | JobEvent::SpoolLost { .. }
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
+            | JobEvent::Merge(_)
             | JobEvent::Tick => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use super::super::preflight::{NO_ROOM, origin, spooling};
 use super::super::{Plan, Spooling, WARNINGS_MAX, Why, Witness};
 use super::epochs::is_over;
 use super::{
-    Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence,
+    Case, Closed, Effect, Finish, JobEvent, MergeNews, NodeEvent, PARTS_PER_COPY, Parting, Presence,
     RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Stage, Step, Totals, Turn, Work,
     after,
 };
@@ -94,6 +94,7 @@ impl Turn {
             JobEvent::GiveUp => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Adjust(change) => self.adjust(change)?,
+            JobEvent::Merge(news) => self.merged(step, news),
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())
@@ -208,7 +209,9 @@ impl Turn {
                 | Outcome::WriteState(_)
                 | Outcome::Compared(_)
                 | Outcome::Listed(_)
-                | Outcome::Repaired(_),
+                | Outcome::Repaired(_)
+                | Outcome::Sequences(_)
+                | Outcome::SequencesPassed(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
@@ -249,6 +252,19 @@ impl Turn {
             Step::Copy => self.copied(),
             Step::Prove => self.prove(),
             _ => self.leave(step),
+        }
+    }
+
+    /// Takes what becomes of a merge.
+    fn merged(&mut self, step: Step, news: MergeNews) {
+        match (news, step) {
+            (MergeNews::Apart, Step::Apart) | (MergeNews::Proved, Step::Merge) => self.leave(step),
+            (MergeNews::Written(rows), _) => {
+                if let Some(merge) = &mut self.job.merge {
+                    merge.rows_written += rows;
+                }
+            }
+            (MergeNews::Apart | MergeNews::Proved, _) => {}
         }
     }
 
@@ -425,7 +441,8 @@ impl Turn {
     /// Checks the time limit, the age of the snapshot, and how long the job has waited for an agent or server.
     fn check_limits(&mut self, step: Step) {
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
-        if after(self.job.began_at, limit) <= self.now {
+        // Rows may be merged for days, as long as the operator takes to decide.
+        if step != Step::Merge && after(self.job.began_at, limit) <= self.now {
             let text = format!("the job exceeded its time limit of {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
                 .on(&self.job.spec.target)

@@ -30,6 +30,9 @@ pub enum Method {
     Add,
     /// Not at all: tables leave the replication of a node that follows (`tables drop`).
     Drop,
+    /// Not at all: both nodes have rows of their own, which are merged (`--mode bidirectional-merge`). Each of the two has
+    /// such a job, with the other as its source.
+    Merge,
 }
 
 impl Method {
@@ -45,6 +48,7 @@ impl Method {
             Self::Load => "load",
             Self::Add => "add",
             Self::Drop => "drop",
+            Self::Merge => "bidirectional-merge",
         }
     }
 
@@ -58,7 +62,8 @@ impl Method {
             | Self::Native
             | Self::Backup
             | Self::Add
-            | Self::Drop => false,
+            | Self::Drop
+            | Self::Merge => false,
         }
     }
 
@@ -72,7 +77,8 @@ impl Method {
             | Self::Native
             | Self::Backup
             | Self::Stored
-            | Self::Load => false,
+            | Self::Load
+            | Self::Merge => false,
         }
     }
 
@@ -86,7 +92,8 @@ impl Method {
             | Self::Backup
             | Self::Stored
             | Self::Add
-            | Self::Drop => true,
+            | Self::Drop
+            | Self::Merge => true,
             Self::Load => false,
         }
     }
