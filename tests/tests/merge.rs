@@ -58,7 +58,8 @@ fn pair(settings: &[(&str, &str)]) -> Result<Option<Cluster>> {
     let cluster = builder.start()?;
     for (node, rows) in [("node_a", ON_A), ("node_b", ON_B)] {
         let database = cluster.database(node);
-        let major: u32 = database.value("SELECT current_setting('server_version_num')::int / 10000")?;
+        let major: u32 =
+            database.value("SELECT current_setting('server_version_num')::int / 10000")?;
         if major < 16 {
             println!("NOT TESTED: merges before PostgreSQL 16");
             return Ok(None);
@@ -86,7 +87,15 @@ fn load(cluster: &Cluster, node: &str, side: &str) -> Result<Process> {
     fs::write(&script, WRITES.replace("SIDE", side))?;
     let mut command = cluster.database(node).client("pgbench");
     command
-        .args(["--no-vacuum", "--time", "86400", "--client", "2", "--rate", "40"])
+        .args([
+            "--no-vacuum",
+            "--time",
+            "86400",
+            "--client",
+            "2",
+            "--rate",
+            "40",
+        ])
         .arg("--file")
         .arg(&script);
     let log = cluster.dir().join(format!("writes_{side}.log"));
@@ -129,15 +138,22 @@ fn items(database: &Database, at: &str) -> Result<String> {
 fn flows_both_ways(cluster: &Cluster) -> Result<()> {
     let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
     for (here, there, side) in [(&a, &b, "from a"), (&b, &a, "from b")] {
-        here.sql(&format!("INSERT INTO work (side) SELECT '{side}' FROM generate_series(1, 20)"))?;
+        here.sql(&format!(
+            "INSERT INTO work (side) SELECT '{side}' FROM generate_series(1, 20)"
+        ))?;
         let count = format!("SELECT count(*) FROM work WHERE side = '{side}'");
-        wait::until_true("what was written", LIMIT, || Ok(there.value::<u64>(&count)? == 20))?;
+        wait::until_true("what was written", LIMIT, || {
+            Ok(there.value::<u64>(&count)? == 20)
+        })?;
         assert_eq!(here.value::<u64>(&count)?, 20);
     }
     cluster.wait_drained("node_a")?;
     cluster.wait_drained("node_b")?;
     let conflicts = "SELECT coalesce(sum(apply_error_count), 0) FROM pg_stat_subscription_stats";
-    assert_eq!((a.sql(conflicts)?, b.sql(conflicts)?), ("0".into(), "0".into()));
+    assert_eq!(
+        (a.sql(conflicts)?, b.sql(conflicts)?),
+        ("0".into(), "0".into())
+    );
     // Neither has handed out a value of the other.
     let odd = "SELECT count(DISTINCT id % 2) FROM work WHERE side = 'from a' OR side = 'from b' GROUP BY side";
     assert_eq!(a.rows(odd)?, [["1"], ["1"]]);
@@ -146,7 +162,9 @@ fn flows_both_ways(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn two_nodes_that_are_written_to_are_equal_in_the_end_and_follow_each_other() -> Result<()> {
-    let Some(cluster) = pair(&[])? else { return Ok(()) };
+    let Some(cluster) = pair(&[])? else {
+        return Ok(());
+    };
     let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
     let planned = merge(&cluster, "prefer-node-a", &["--dry-run", "--json"])?;
     let planned = planned.expect(0)?.last_object()?;
@@ -163,16 +181,25 @@ fn two_nodes_that_are_written_to_are_equal_in_the_end_and_follow_each_other() ->
     let asked = merge(&cluster, "prefer-node-a", &[])?.expect(2)?;
     ensure!(asked.stderr.contains("--yes"), "{asked}");
 
-    let loads = vec![load(&cluster, "node_a", "a")?, load(&cluster, "node_b", "b")?];
+    let loads = vec![
+        load(&cluster, "node_a", "a")?,
+        load(&cluster, "node_b", "b")?,
+    ];
     let merged = merge(&cluster, "prefer-node-a", &["--yes", "--json"])?;
     let merged = merged.expect(0)?.last_object()?;
     assert_eq!(merged["event"], "merge.completed", "{merged}");
     let written = ["rows_written_a", "rows_written_b"].map(|key| merged[key].as_u64());
-    ensure!(written[0] >= Some(2000) && written[1] >= Some(2100), "{merged}");
+    ensure!(
+        written[0] >= Some(2000) && written[1] >= Some(2100),
+        "{merged}"
+    );
     stop(&cluster, loads)?;
     equal(&cluster)?;
     for database in [&a, &b] {
-        assert_eq!(items(database, "1, 2000, 2001, 2100, 2101, 5000")?, "rraarr");
+        assert_eq!(
+            items(database, "1, 2000, 2001, 2100, 2101, 5000")?,
+            "rraarr"
+        );
         assert_eq!(database.value::<u64>("SELECT count(*) FROM item")?, 5000);
         assert_eq!(database.value::<u64>("SELECT count(*) FROM child")?, 20);
     }
@@ -187,26 +214,43 @@ fn two_nodes_that_are_written_to_are_equal_in_the_end_and_follow_each_other() ->
 
 #[test]
 fn the_row_that_was_modified_last_wins() -> Result<()> {
-    let Some(cluster) = pair(&[])? else { return Ok(()) };
+    let Some(cluster) = pair(&[])? else {
+        return Ok(());
+    };
     let refused = merge(&cluster, "last-modified", &["--yes"])?.expect(2)?;
-    ensure!(refused.stderr.contains("track_commit_timestamp"), "{refused}");
+    ensure!(
+        refused.stderr.contains("track_commit_timestamp"),
+        "{refused}"
+    );
     // One that says the same on both sides is the operator's to decide.
     for node in ["node_a", "node_b"] {
-        cluster.database(node).sql("UPDATE item SET changed = '2026-05-01' WHERE id = 2060")?;
+        cluster
+            .database(node)
+            .sql("UPDATE item SET changed = '2026-05-01' WHERE id = 2060")?;
     }
     let column = ["--modified-column", "changed", "--yes"];
     let undecided = merge(&cluster, "last-modified", &column)?.expect(1)?;
-    ensure!(undecided.stderr.contains("1 rows are undecided"), "{undecided}");
-    cluster.database("node_b").sql("UPDATE item SET changed = '2026-05-02' WHERE id = 2060")?;
+    ensure!(
+        undecided.stderr.contains("1 rows are undecided"),
+        "{undecided}"
+    );
+    cluster
+        .database("node_b")
+        .sql("UPDATE item SET changed = '2026-05-02' WHERE id = 2060")?;
     merge(&cluster, "last-modified", &column)?.expect(0)?;
     equal(&cluster)?;
-    assert_eq!(items(&cluster.database("node_a"), "2001, 2050, 2051, 2060, 2100")?, "aabbb");
+    assert_eq!(
+        items(&cluster.database("node_a"), "2001, 2050, 2051, 2060, 2100")?,
+        "aabbb"
+    );
     Ok(())
 }
 
 #[test]
 fn the_operator_decides_in_the_plan() -> Result<()> {
-    let Some(cluster) = pair(&[])? else { return Ok(()) };
+    let Some(cluster) = pair(&[])? else {
+        return Ok(());
+    };
     let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
     // A clash in another unique index than the key.
     for database in [&a, &b] {
@@ -215,33 +259,56 @@ fn the_operator_decides_in_the_plan() -> Result<()> {
     a.sql("INSERT INTO account VALUES (1, 'x@example.org')")?;
     b.sql("INSERT INTO account VALUES (2, 'x@example.org')")?;
     let clash = merge(&cluster, "prefer-node-b", &["--yes"])?.expect(1)?;
-    ensure!(clash.stderr.contains("public.account: the row (1) has the same email as (2) on node_b"), "{clash}");
+    ensure!(
+        clash
+            .stderr
+            .contains("public.account: the row (1) has the same email as (2) on node_b"),
+        "{clash}"
+    );
     let path: PathBuf = cluster.dir().join("plan.jsonl");
     let file = path.to_string_lossy().into_owned();
     let plan = ["--plan", &file, "--yes"];
     merge(&cluster, "manual", &plan)?.expect(3)?;
     residue::of_jobs(&a)?.none()?;
     let text = fs::read_to_string(&path)?;
-    ensure!(!text.contains("row 1\"") && !text.contains("example.org"), "no values: {text}");
+    ensure!(
+        !text.contains("row 1\"") && !text.contains("example.org"),
+        "no values: {text}"
+    );
     // Undecided rows are left: nothing is done.
     merge(&cluster, "manual", &plan)?.expect(3)?;
     residue::of_jobs(&a)?.none()?;
     let decide = |line: &str| {
         let first = line.contains("\"account\"") || line.contains("\"id\":\"2001\"");
-        line.replace("\"decision\":null", if first { "\"decision\":\"b\"" } else { "\"decision\":\"a\"" })
+        line.replace(
+            "\"decision\":null",
+            if first {
+                "\"decision\":\"b\""
+            } else {
+                "\"decision\":\"a\""
+            },
+        )
     };
     let decided: Vec<String> = text.lines().map(decide).collect();
     // Row 7 is only on node_a, and is not wanted.
-    let unwanted = |line: &String| match line.contains("\"table\":\"item\"") && line.contains("{\"id\":\"7\"}") {
+    let unwanted = |line: &String| match line.contains("\"table\":\"item\"")
+        && line.contains("{\"id\":\"7\"}")
+    {
         true => line.replace("\"decision\":\"a\"", "\"decision\":\"b\""),
         false => line.clone(),
     };
-    fs::write(&path, decided.iter().map(unwanted).collect::<Vec<_>>().join("\n"))?;
+    fs::write(
+        &path,
+        decided.iter().map(unwanted).collect::<Vec<_>>().join("\n"),
+    )?;
     merge(&cluster, "manual", &plan)?.expect(0)?;
     equal(&cluster)?;
     for database in [&a, &b] {
         assert_eq!(items(database, "2001, 2002, 2100")?, "baa");
-        assert_eq!(database.value::<u64>("SELECT count(*) FROM item WHERE id = 7")?, 0);
+        assert_eq!(
+            database.value::<u64>("SELECT count(*) FROM item WHERE id = 7")?,
+            0
+        );
         assert_eq!(database.sql("SELECT id FROM account")?, "2");
     }
     Ok(())
@@ -249,9 +316,14 @@ fn the_operator_decides_in_the_plan() -> Result<()> {
 
 #[test]
 fn whoever_dies_in_the_middle_the_merge_goes_on_when_it_is_run_again() -> Result<()> {
-    let Some(mut cluster) = pair(&[])? else { return Ok(()) };
+    let Some(mut cluster) = pair(&[])? else {
+        return Ok(());
+    };
     let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
-    let loads = vec![load(&cluster, "node_a", "a")?, load(&cluster, "node_b", "b")?];
+    let loads = vec![
+        load(&cluster, "node_a", "a")?,
+        load(&cluster, "node_b", "b")?,
+    ];
     let slow = order("prefer-node-b", &["--yes", "--max-rate", "1MB"]);
     let running = cluster.cli_spawn(&slow)?;
     wait::until_true("rows that are merged", LIMIT, || {
@@ -281,7 +353,9 @@ fn whoever_dies_in_the_middle_the_merge_goes_on_when_it_is_run_again() -> Result
 
 #[test]
 fn a_cancel_leaves_nothing_but_the_rows() -> Result<()> {
-    let Some(cluster) = pair(&[])? else { return Ok(()) };
+    let Some(cluster) = pair(&[])? else {
+        return Ok(());
+    };
     let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
     let steps = "SELECT string_agg(increment_by::text, ',' ORDER BY sequencename) FROM pg_sequences WHERE schemaname = 'public'";
     let before = (a.sql(steps)?, b.sql(steps)?);
@@ -295,11 +369,15 @@ fn a_cancel_leaves_nothing_but_the_rows() -> Result<()> {
     ensure!(left.stderr.contains("plan.jsonl.2"), "{left}");
     assert_ne!(cluster.state("node_a")?, "synchronized");
     assert_ne!(a.sql(steps)?, before.0);
-    cluster.cli(&["init", "cancel", "--node", "node_a", "--yes"])?.expect(0)?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_a", "--yes"])?
+        .expect(0)?;
     cluster.wait_state("node_a", &["uninitialized"], LIMIT)?;
     cluster.wait_state("node_b", &["uninitialized", "failed"], LIMIT)?;
     for database in [&a, &b] {
-        wait::until_true("everything to be removed", LIMIT, || Ok(residue::of_jobs(database)?.is_empty()))?;
+        wait::until_true("everything to be removed", LIMIT, || {
+            Ok(residue::of_jobs(database)?.is_empty())
+        })?;
         assert_eq!(database.value::<u64>("SELECT count(*) FROM item")?, 3000);
     }
     assert_eq!((a.sql(steps)?, b.sql(steps)?), before);
@@ -310,12 +388,19 @@ fn a_cancel_leaves_nothing_but_the_rows() -> Result<()> {
 
 #[test]
 fn older_servers_and_rows_that_cannot_be_told_apart_are_refused() -> Result<()> {
-    let Some(cluster) = pair(&[])? else { return Ok(()) };
+    let Some(cluster) = pair(&[])? else {
+        return Ok(());
+    };
     for node in ["node_a", "node_b"] {
-        cluster.database(node).sql("CREATE TABLE log (line text); INSERT INTO log VALUES ('x')")?;
+        cluster
+            .database(node)
+            .sql("CREATE TABLE log (line text); INSERT INTO log VALUES ('x')")?;
     }
     let refused = merge(&cluster, "prefer-node-a", &["--yes"])?.expect(1)?;
-    ensure!(refused.stderr.contains("cannot be merged: public.log"), "{refused}");
+    ensure!(
+        refused.stderr.contains("cannot be merged: public.log"),
+        "{refused}"
+    );
     drop(cluster);
     let Ok(old) = Installation::of_major(15) else {
         println!("NOT TESTED: PostgreSQL 15 is not on this machine");
@@ -326,9 +411,13 @@ fn older_servers_and_rows_that_cannot_be_told_apart_are_refused() -> Result<()> 
         .postgres("node_b", &old)
         .start()?;
     for node in ["node_a", "node_b"] {
-        cluster.database(node).sql("CREATE TABLE item (id integer PRIMARY KEY)")?;
+        cluster
+            .database(node)
+            .sql("CREATE TABLE item (id integer PRIMARY KEY)")?;
     }
-    cluster.database("node_a").sql("INSERT INTO item VALUES (1)")?;
+    cluster
+        .database("node_a")
+        .sql("INSERT INTO item VALUES (1)")?;
     let refused = merge(&cluster, "prefer-node-a", &["--yes"])?.expect(1)?;
     ensure!(refused.stderr.contains("PostgreSQL 16"), "{refused}");
     residue::of_jobs(&cluster.database("node_a"))?.none()

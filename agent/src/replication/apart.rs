@@ -103,7 +103,9 @@ pub(crate) async fn set(task: &Task, wanted: &SetSequences) -> Result<Vec<TableN
     installed.map_err(|error| conn.fault(&error))?;
     conn.execute(QUEUED).await?;
     for batch in wanted.sequences.chunks(BATCH) {
-        let again = ConstantBuilder::new().with_delay(PAUSE).with_max_times(TRIES);
+        let again = ConstantBuilder::new()
+            .with_delay(PAUSE)
+            .with_max_times(TRIES);
         let set = (|| set_batch(&conn, wanted.job, batch)).retry(again);
         let passed = set.when(PgError::is_locked).await;
         let passed = passed.map_err(|error| refused(&conn, &error))?;
@@ -159,14 +161,16 @@ async fn set_together(
         JOIN pg_namespace n ON n.nspname = w.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.n
         JOIN pg_sequence q ON q.seqrelid = c.oid
         ON CONFLICT (schema_name, sequence_name) DO UPDATE SET job = excluded.job";
-    conn.fetch(sql, &[&schemas, &names, &job.to_string()]).await?;
+    conn.fetch(sql, &[&schemas, &names, &job.to_string()])
+        .await?;
     let mut passed = Vec::new();
     for sequence in batch {
         let name = sequence.name.quoted();
         let (step, start, end) = (sequence.increment, sequence.start, sequence.end);
         let bound = if step > 0 { "MAXVALUE" } else { "MINVALUE" };
         // Locks it; its values stay.
-        conn.attempt(&format!("ALTER SEQUENCE {name} INCREMENT BY {step}")).await?;
+        conn.attempt(&format!("ALTER SEQUENCE {name} INCREMENT BY {step}"))
+            .await?;
         let sql = format!("SELECT last_value, is_called FROM {name}");
         let row = conn.run(conn.session.query_one(&sql, &[])).await?;
         let last: i64 = row.get(0);
@@ -220,8 +224,12 @@ pub(crate) async fn give_back(conn: &Conn, job: JobId) -> Result<Vec<Finding>, F
             "ALTER SEQUENCE {} INCREMENT BY {step} MINVALUE {min} MAXVALUE {max}",
             name.quoted()
         );
-        let again = ConstantBuilder::new().with_delay(PAUSE).with_max_times(TRIES);
-        let set = (|| conn.attempt(&sql)).retry(again).when(PgError::is_locked);
+        let again = ConstantBuilder::new()
+            .with_delay(PAUSE)
+            .with_max_times(TRIES);
+        let set = (|| conn.attempt(&sql))
+            .retry(again)
+            .when(PgError::is_locked);
         match set.await {
             Ok(()) => {}
             Err(error @ PgError::Server(_)) => findings.push(conn.warning(

@@ -151,9 +151,9 @@ impl Agent {
             Command::Node(NodeCommand::ReadSequences) => {
                 apart::read(task).await.map(Outcome::Sequences)
             }
-            Command::Node(NodeCommand::SetSequences(wanted)) => {
-                apart::set(task, &wanted).await.map(Outcome::SequencesPassed)
-            }
+            Command::Node(NodeCommand::SetSequences(wanted)) => apart::set(task, &wanted)
+                .await
+                .map(Outcome::SequencesPassed),
         }
     }
 

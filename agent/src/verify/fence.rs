@@ -82,7 +82,10 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
     /// follows the target, too. Servers that do not replicate, or whose subscription is stopped, are only given a moment.
     pub(super) async fn fence(&self) -> Result<(), Fault> {
         let ways = [&self.following, &self.back];
-        if ways.iter().all(|way| way.relation() != Relation::Replicates) {
+        if ways
+            .iter()
+            .all(|way| way.relation() != Relation::Replicates)
+        {
             tokio::time::sleep(APART).await;
             return Ok(());
         }
@@ -150,7 +153,8 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
 
 fn stands_still(a: &NodeId, b: &NodeId) -> Fault {
     let limit = CONFIRMS_WITHIN.as_secs();
-    let text = format!("the subscription to {a} is connected and has confirmed nothing for {limit} s");
+    let text =
+        format!("the subscription to {a} is connected and has confirmed nothing for {limit} s");
     Fault::new(FaultKind::Timeout, text).on(b).hint(format!(
         "see steep-repl status {b} for what holds it up; once it has caught up, run the command again"
     ))

@@ -7,7 +7,8 @@ use futures_util::future::try_join_all;
 use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
 use steep_protocol::message::repair::{PlannedRow, PlannedTable};
 use steep_protocol::message::verify::{
-    Comparing, DifferenceKind, ModifiedBy, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
+    Comparing, DifferenceKind, ModifiedBy, OpenedTable, RowKey, RowValues, Sieve, TableProblem,
+    TableReport,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 

@@ -10,9 +10,9 @@ use steep_protocol::limits::VERIFY_ROWS_MAX;
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::repair::{DatabaseId, RowChange};
 use steep_protocol::message::verify::{
-    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, ModifiedBy, OpenedTable, Relation, RowDigest,
-    RowKey, RowValues, Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk,
-    VerifyColumn, VerifyReply, VerifyReport, VerifyTables,
+    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, ModifiedBy, OpenedTable, Relation,
+    RowDigest, RowKey, RowValues, Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize,
+    VerifyAsk, VerifyColumn, VerifyReply, VerifyReport, VerifyTables,
 };
 use steep_protocol::{ByteCount, Fault, Identifier, Lsn, NodeId, TableName};
 

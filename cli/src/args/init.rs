@@ -10,10 +10,10 @@ use steep_protocol::message::job::{Compression, Confirmation, JobSpec, Method};
 use steep_protocol::{Lsn, NodeId, SnapshotId};
 
 use super::NewTablesChoice;
-use super::merge::MergeChoices;
 use super::choices::{
     LoadChoices, ReadChoices, SchemaChoice, check_targets, confirmation, existing, mode,
 };
+use super::merge::MergeChoices;
 use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::units::parse_duration;

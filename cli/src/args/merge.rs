@@ -91,7 +91,9 @@ impl MergeArgs {
     pub(crate) fn of(args: &StartArgs, settings: &Settings) -> Result<Self, Failure> {
         let bad = |text: &str| Failure::bad_request(text);
         let [a] = args.targets.as_slice() else {
-            return Err(bad("a merge is of two nodes: name one target, and the other with --from"));
+            return Err(bad(
+                "a merge is of two nodes: name one target, and the other with --from",
+            ));
         };
         let Some(b) = &args.from else {
             return Err(bad("no second node is given").hint("name it with --from"));
@@ -120,7 +122,8 @@ impl MergeArgs {
             return Err(bad(&format!("{flag} does not go with a merge")));
         }
         if strategy == Strategy::Manual && merge.plan.is_none() {
-            let hint = "name it with --plan FILE: it is written first, then read with your decisions";
+            let hint =
+                "name it with --plan FILE: it is written first, then read with your decisions";
             return Err(bad("--strategy manual needs a file for the plan").hint(hint));
         }
         let modified = match (strategy, &merge.modified_column) {

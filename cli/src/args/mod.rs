@@ -27,11 +27,11 @@ pub(crate) use init::{
     AdjustArgs, CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs,
     ProgressArgs, RebuildArgs, StartArgs,
 };
+pub(crate) use merge::{MergeArgs, Strategy};
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 pub(crate) use switchover::SwitchoverArgs;
 pub(crate) use tables::{AddArgs, DropArgs, NewTablesChoice, TablesCommand};
-pub(crate) use merge::{MergeArgs, Strategy};
 pub(crate) use verify::{Every, OverlapArgs, RepairArgs, VerifyArgs};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.

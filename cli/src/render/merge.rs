@@ -33,10 +33,20 @@ pub(crate) struct Outcome {
 /// What a plan would write.
 pub(crate) fn planned(plan: &Planned<'_>, (a, b): (&NodeId, &NodeId), paint: Paint) -> String {
     if plan.values().all(|counts| *counts == Counts::default()) {
-        return format!("{}\n", paint.green(&format!("{a} and {b} have the same rows")));
+        return format!(
+            "{}\n",
+            paint.green(&format!("{a} and {b} have the same rows"))
+        );
     }
     let header = [
-        "TABLE", "ONLY A", "ONLY B", "CONFLICTS", "CLASHES", "UNDECIDED", "TO A", "TO B",
+        "TABLE",
+        "ONLY A",
+        "ONLY B",
+        "CONFLICTS",
+        "CLASHES",
+        "UNDECIDED",
+        "TO A",
+        "TO B",
     ];
     let row = |(name, counts): (&&TableName, &Counts)| {
         let number = |rows: usize| count(rows as u64);
@@ -102,7 +112,9 @@ pub(crate) fn so_far(why: &str, written: &Outcome, (a, b): (&NodeId, &NodeId)) -
 /// The end.
 pub(crate) fn done(written: &Outcome, (a, b): (&NodeId, &NodeId), paint: Paint) -> String {
     let (rows_a, rows_b) = (count(written.rows_a), count(written.rows_b));
-    let equal = paint.green(&format!("{a} and {b} have the same rows and follow each other"));
+    let equal = paint.green(&format!(
+        "{a} and {b} have the same rows and follow each other"
+    ));
     let seconds = written.seconds;
     format!("{equal}: {rows_a} rows were written to {a}, {rows_b} to {b}, in {seconds:.1} s\n")
 }

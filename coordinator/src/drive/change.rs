@@ -89,7 +89,8 @@ impl<S: Store> Driver<S> {
             return Err(self.follows_nobody(&node));
         };
         if self.are_merged(&node, &source) {
-            let text = format!("{node} and {source} are merged: a table would have to be merged too");
+            let text =
+                format!("{node} and {source} are merged: a table would have to be merged too");
             let hint = format!(
                 "end the merge with steep-repl detach --node {node} and --node {source}, then merge them anew with all tables"
             );

@@ -312,7 +312,10 @@ impl<S: Store> Driver<S> {
             Finish::Cancelled(data) => {
                 let what = cancelled(data, completed, given_up);
                 let stay = live.job.merge.as_ref().map_or_else(String::new, |merge| {
-                    format!("; {} rows that the merge has written stay", merge.rows_written)
+                    format!(
+                        "; {} rows that the merge has written stay",
+                        merge.rows_written
+                    )
                 });
                 let text = format!("cancelled by {operator}; {what}{stay}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);

@@ -228,7 +228,10 @@ impl<S: Store> Driver<S> {
 
     /// Does what is due of all merges.
     pub(super) fn tick_merges(&mut self, now: Timestamp) {
-        let merging = self.jobs.values().filter(|live| live.job.merge_step().is_some());
+        let merging = self
+            .jobs
+            .values()
+            .filter(|live| live.job.merge_step().is_some());
         let pairs: Vec<(JobId, NodeId, NodeId)> = merging
             .map(|live| {
                 let spec = &live.job.spec;
@@ -321,7 +324,9 @@ impl<S: Store> Driver<S> {
         if let Some(both) = self.both(a, b) {
             return (both.steps == (Step::Merge, Step::Merge)).then_some(Ok(()));
         }
-        let at_work = [a, b].into_iter().any(|node| self.state_of(node).is_active());
+        let at_work = [a, b]
+            .into_iter()
+            .any(|node| self.state_of(node).is_active());
         if at_work {
             return None;
         }
@@ -332,7 +337,11 @@ impl<S: Store> Driver<S> {
 
     /// Begins to set the sequences of both nodes apart, unless that is under way.
     fn set_apart(&mut self, node: &NodeId, other: &NodeId, both: &Both, now: Timestamp) {
-        let Some(merge) = self.jobs.get(&both.a).and_then(|live| live.job.merge.clone()) else {
+        let Some(merge) = self
+            .jobs
+            .get(&both.a)
+            .and_then(|live| live.job.merge.clone())
+        else {
             return;
         };
         if merge.side != MergeSide::A {

@@ -84,7 +84,11 @@ fn pair(
         false => (false, i128::from(a.min.max(b.min))),
     };
     let last = [a.last, b.last].map(i128::from);
-    let last = if up { last[0].max(last[1]) } else { last[0].min(last[1]) };
+    let last = if up {
+        last[0].max(last[1])
+    } else {
+        last[0].min(last[1])
+    };
     let base = last + step * (i128::from(margin) + 1);
     let (second, increment, end_a) = match ranges {
         SequenceRanges::Interleaved => (base + step, step * 2, end),
@@ -142,7 +146,10 @@ mod tests {
                 for ranges in [SequenceRanges::Interleaved, SequenceRanges::Apart(300)] {
                     let (a, b) = (sequence(a, step_a), sequence(b, step_b));
                     let [of_a, of_b] = values(&a, &b, ranges);
-                    assert!(of_a.iter().all(|value| !of_b.contains(value)), "{a:?} {b:?}");
+                    assert!(
+                        of_a.iter().all(|value| !of_b.contains(value)),
+                        "{a:?} {b:?}"
+                    );
                     let beyond = |value: &i64| match step_a > 0 {
                         true => *value > a.last.max(b.last),
                         false => *value < a.last.min(b.last),
@@ -157,7 +164,10 @@ mod tests {
     fn the_first_nodes_range_ends_before_the_seconds() {
         let (a, b) = (sequence(5, 1), sequence(9, 1));
         let sets = apart((&[a], &[b]), SequenceRanges::Apart(100), 10).unwrap();
-        assert_eq!((sets.0[0].start, sets.0[0].end, sets.1[0].start), (20, 119, 120));
+        assert_eq!(
+            (sets.0[0].start, sets.0[0].end, sets.1[0].start),
+            (20, 119, 120)
+        );
         assert_eq!(sets.0[0].increment, 1);
     }
 
@@ -171,7 +181,12 @@ mod tests {
         );
         assert!(refused.unwrap_err().message.contains("public.s"));
         small.cycles = true;
-        let left = apart((&[small], &[sequence(1, 1)]), SequenceRanges::Interleaved, 10).unwrap();
+        let left = apart(
+            (&[small], &[sequence(1, 1)]),
+            SequenceRanges::Interleaved,
+            10,
+        )
+        .unwrap();
         assert_eq!(left, (Vec::new(), Vec::new()));
     }
 }

@@ -313,7 +313,9 @@ impl Step {
             // Its node is being reinitialised all the while.
             (_, Method::Add | Method::Drop) => &[],
             // The rows are there.
-            (Self::PrepareTarget, Method::Backup | Method::Merge) => &[NodeEvent::Opened, NodeEvent::Copied],
+            (Self::PrepareTarget, Method::Backup | Method::Merge) => {
+                &[NodeEvent::Opened, NodeEvent::Copied]
+            }
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
             // Nothing is caught up with.
             (Self::Constraints, Method::Load) => &[],

@@ -9,7 +9,8 @@ use super::{Answerer, number};
 use crate::verify::sql::{KeyColumn, Reading};
 
 /// When a row was committed, in microseconds.
-const COMMITTED: &str = "trunc(EXTRACT(epoch FROM pg_xact_commit_timestamp(t.xmin)) OPERATOR(pg_catalog.*) 1000000)";
+const COMMITTED: &str =
+    "trunc(EXTRACT(epoch FROM pg_xact_commit_timestamp(t.xmin)) OPERATOR(pg_catalog.*) 1000000)";
 
 impl Answerer {
     /// When these rows were modified; `None` where the table has nothing that tells.
@@ -43,13 +44,16 @@ impl Answerer {
     }
 
     async fn tracks_commits(&self) -> Result<(), Fault> {
-        let on = self.read("SHOW track_commit_timestamp", |row| Some(row.get(0)? == "on"));
+        let on = self.read("SHOW track_commit_timestamp", |row| {
+            Some(row.get(0)? == "on")
+        });
         if on.await?.is_some_and(|on| on == [true]) {
             return Ok(());
         }
         let text = "track_commit_timestamp is off, so nobody knows when a row was modified";
         let fault = Fault::new(FaultKind::BadRequest, text).on(&self.node);
-        Err(fault.hint("name a column that says so with --modified-column, or use another --strategy"))
+        Err(fault
+            .hint("name a column that says so with --modified-column, or use another --strategy"))
     }
 
     /// Some columns of rows; `None` where one of them is NULL.
@@ -94,10 +98,12 @@ impl Answerer {
         let (table, _) = self.current()?;
         let known = table.opened.uniques.iter().any(|unique| unique == columns);
         let found: Option<Vec<KeyColumn>> = columns.iter().map(|name| table.key(name)).collect();
-        found.filter(|found| known && !found.is_empty()).ok_or_else(|| {
-            let text = format!("{} has no such unique index", table.name);
-            self.refused(text).at(&table.name)
-        })
+        found
+            .filter(|found| known && !found.is_empty())
+            .ok_or_else(|| {
+                let text = format!("{} has no such unique index", table.name);
+                self.refused(text).at(&table.name)
+            })
     }
 
     /// The lists of `width` texts of a statement, by their places; `None` where there is none or one of them is NULL.

@@ -45,7 +45,9 @@ use steep_protocol::message::repair::{
     FetchedRow, Horizon, PlannedRow, PlannedTable, RepairCounts, RepairReport, RepairRows,
     RepairedTable, SeenRow,
 };
-use steep_protocol::message::verify::{Comparing, ModifiedBy, Relation, RowAccess, RowKey, RowValues, Summed};
+use steep_protocol::message::verify::{
+    Comparing, ModifiedBy, Relation, RowAccess, RowKey, RowValues, Summed,
+};
 use steep_protocol::{Fault, FaultKind};
 
 use self::judge::{Look, first_look};

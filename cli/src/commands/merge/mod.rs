@@ -271,7 +271,10 @@ fn stuck(args: &MergeArgs, plan: &Plan, written: &Outcome) -> Failure {
     let rows = plan.rows();
     let mut text = format!("{rows} rows differ still, and nothing of them could be written");
     let mut hint = "run the command again when less is written to these rows".to_owned();
-    let reason = written.failed.iter().find_map(|table| table.reason.as_ref());
+    let reason = written
+        .failed
+        .iter()
+        .find_map(|table| table.reason.as_ref());
     if let Some(fault) = reason {
         text.push_str(&format!(": {}", fault.message));
         hint.clone_from(&fault.hint);
@@ -341,7 +344,10 @@ async fn write_page(
         MergeSide::A => written.rows_a += rows,
         MergeSide::B => written.rows_b += rows,
     }
-    let failed = report.tables.into_iter().filter(|table| table.reason.is_some());
+    let failed = report
+        .tables
+        .into_iter()
+        .filter(|table| table.reason.is_some());
     written.failed.extend(failed);
     match (report.stopped, signal) {
         (Some(fault), _) => Err(fault.into()),
@@ -361,7 +367,10 @@ async fn synchronized(args: &MergeArgs, context: &Context) -> Result<(), Failure
             view.map(|view| view.state)
         };
         let states = [&args.a, &args.b].map(state);
-        if states.iter().all(|state| *state == Some(NodeState::Synchronized)) {
+        if states
+            .iter()
+            .all(|state| *state == Some(NodeState::Synchronized))
+        {
             break Ok(());
         }
         if Instant::now() > until {

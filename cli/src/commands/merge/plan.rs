@@ -355,9 +355,8 @@ impl Plan {
             (&table.name.schema, &table.name.table) == (&entry.schema, &entry.table)
         };
         let table = self.tables.iter_mut().find(own);
-        let table = table.ok_or_else(|| {
-            format!("the header has no table {}.{}", entry.schema, entry.table)
-        })?;
+        let table = table
+            .ok_or_else(|| format!("the header has no table {}.{}", entry.schema, entry.table))?;
         let row = entry.row(&table.shape)?;
         table.rows.push((row, entry.decision));
         Ok(())

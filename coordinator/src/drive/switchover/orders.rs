@@ -167,7 +167,8 @@ impl<S: Store> Driver<S> {
         }
         if self.are_merged(from, to) {
             let text = format!("{from} and {to} are merged: both take writes already");
-            let hint = "point the applications at the other node; steep-repl detach ends the replication";
+            let hint =
+                "point the applications at the other node; steep-repl detach ends the replication";
             return Err(Fault::new(FaultKind::Failed, text).on(to).hint(hint));
         }
         let state = self.state_of(to);

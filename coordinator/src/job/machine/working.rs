@@ -12,7 +12,7 @@ use super::super::preflight::{NO_ROOM, origin, spooling};
 use super::super::{Plan, Spooling, WARNINGS_MAX, Why, Witness};
 use super::epochs::is_over;
 use super::{
-    Case, Closed, Effect, Finish, JobEvent, MergeNews, NodeEvent, PARTS_PER_COPY, Parting, Presence,
+    Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence,
     RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Stage, Step, Totals, Turn, Work,
     after,
 };
@@ -251,25 +251,14 @@ impl Turn {
         match step {
             Step::Copy => self.copied(),
             Step::Prove => self.prove(),
+            // Only the other node's job, and a proof, lead on from there.
+            Step::Apart | Step::Merge => {}
             _ => self.leave(step),
         }
     }
 
-    /// Takes what becomes of a merge.
-    fn merged(&mut self, step: Step, news: MergeNews) {
-        match (news, step) {
-            (MergeNews::Apart, Step::Apart) | (MergeNews::Proved, Step::Merge) => self.leave(step),
-            (MergeNews::Written(rows), _) => {
-                if let Some(merge) = &mut self.job.merge {
-                    merge.rows_written += rows;
-                }
-            }
-            (MergeNews::Apart | MergeNews::Proved, _) => {}
-        }
-    }
-
     /// Completes a step: starts the next one, or has succeeded.
-    fn leave(&mut self, step: Step) {
+    pub(super) fn leave(&mut self, step: Step) {
         let method = self.job.spec.method;
         for event in step.brings(method) {
             self.bring(*event);

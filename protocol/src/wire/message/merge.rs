@@ -43,7 +43,9 @@ impl SequenceRanges {
             "keep" => Ok(Self::Keep),
             number => match number.parse() {
                 Ok(values) if values > 0 => Ok(Self::Apart(values)),
-                _ => Err("use interleaved, keep, or how many values the first node gets".to_owned()),
+                _ => {
+                    Err("use interleaved, keep, or how many values the first node gets".to_owned())
+                }
             },
         }
     }
@@ -109,7 +111,13 @@ mod tests {
         use SequenceRanges::{Apart, Interleaved, Keep};
         let parsed = |text: &str| SequenceRanges::parse(text).ok();
         assert_eq!(parsed("interleaved"), Some(Interleaved));
-        assert_eq!((parsed("keep"), parsed("1000")), (Some(Keep), Some(Apart(1000))));
-        assert_eq!((parsed("0"), parsed("-1"), parsed("even")), (None, None, None));
+        assert_eq!(
+            (parsed("keep"), parsed("1000")),
+            (Some(Keep), Some(Apart(1000)))
+        );
+        assert_eq!(
+            (parsed("0"), parsed("-1"), parsed("even")),
+            (None, None, None)
+        );
     }
 }

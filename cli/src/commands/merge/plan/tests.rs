@@ -90,15 +90,23 @@ fn rows_go_to_the_node_whose_row_does_not_count() {
     let [one, two] = [1, 2].map(RowDigest);
     let mut pages = Plan::parse(&text).unwrap().pages().into_iter();
     let (to, page) = pages.next().unwrap();
-    assert_eq!((to, page.source.system, page.target.system), (MergeSide::B, 1, 2));
+    assert_eq!(
+        (to, page.source.system, page.target.system),
+        (MergeSide::B, 1, 2)
+    );
     let rows = &page.tables[0].rows;
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].change, RowChange::Insert { source: one });
     let (to, page) = pages.next().unwrap();
-    assert_eq!((to, page.source.system, page.target.system), (MergeSide::A, 2, 1));
+    assert_eq!(
+        (to, page.source.system, page.target.system),
+        (MergeSide::A, 2, 1)
+    );
     // What is deleted comes first: the row that clashes leaves the node that has it.
     let changes = page.tables.iter().flat_map(|table| &table.rows);
-    let changes: Vec<_> = changes.map(|row| (row.key.0[0].as_str(), row.change)).collect();
+    let changes: Vec<_> = changes
+        .map(|row| (row.key.0[0].as_str(), row.change))
+        .collect();
     let replace = RowChange::Replace {
         source: two,
         target: one,

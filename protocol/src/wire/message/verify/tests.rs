@@ -66,8 +66,8 @@ fn the_longest_report_fits_a_frame() {
 
     // A plan takes the place of examples.
     let change = RowChange::Replace {
-            source: RowDigest(u128::MAX),
-            target: RowDigest(u128::MAX),
+        source: RowDigest(u128::MAX),
+        target: RowDigest(u128::MAX),
     };
     let row = PlannedRow::new(RowKey(vec!["x".to_owned()]), change);
     let database = DatabaseId {
