@@ -324,7 +324,7 @@ fn whoever_dies_in_the_middle_the_merge_goes_on_when_it_is_run_again() -> Result
         load(&cluster, "node_a", "a")?,
         load(&cluster, "node_b", "b")?,
     ];
-    let slow = order("prefer-node-b", &["--yes", "--max-rate", "1MB"]);
+    let slow = order("prefer-node-b", &["--yes", "--max-rate", "4MB"]);
     let running = cluster.cli_spawn(&slow)?;
     wait::until_true("rows that are merged", LIMIT, || {
         Ok(a.value::<u64>("SELECT count(*) FROM item")? != 3000

@@ -58,13 +58,7 @@ impl<S: Store> Driver<S> {
                 absent: spec.absent,
                 epoch: job.epoch,
                 unfinished: job.unfinished.clone(),
-                rows: match (&job.handover, native) {
-                    // The preflight has compared the schemas; sequences differ by now.
-                    _ if job.merge.is_some() => RowsFrom::Backup(SchemaCheck::Skipped),
-                    (Some(handover), _) => RowsFrom::Backup(handover.schema),
-                    (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
-                    (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
-                },
+                rows: rows_from(job),
                 carried: carried(),
                 note: JobNote::of(job, None),
             })),
@@ -248,6 +242,17 @@ impl<S: Store> Driver<S> {
             target_max: max(&job.spec.target),
             target_used: used(&job.spec.target),
         })
+    }
+}
+
+/// Where a job's rows come from.
+fn rows_from(job: &Job) -> RowsFrom {
+    match (&job.handover, job.spec.method) {
+        // The preflight has compared the schemas; sequences differ by now.
+        (_, Method::Merge) => RowsFrom::Backup(SchemaCheck::Skipped),
+        (Some(handover), _) => RowsFrom::Backup(handover.schema),
+        (None, Method::Native) => RowsFrom::Copy(IndexTiming::Upfront),
+        (None, _) => RowsFrom::Copy(IndexTiming::Deferred),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, NodeCommand};
+use steep_protocol::message::agent::{Command, NodeCommand, Outcome};
 use steep_protocol::message::job::{CancelledData, Confirmation, JobSpec, Method};
 use steep_protocol::message::merge::{MergeSpec, SequenceRanges, SequenceState, SetSequences};
 use steep_protocol::message::repair::MergeSide;
@@ -380,8 +380,25 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// A node has answered while sequences are set apart.
+    pub(super) fn setting_apart(
+        &mut self,
+        setting: SettingApart,
+        (on, outcome): (&NodeId, Outcome),
+        now: Timestamp,
+    ) -> Next {
+        match outcome {
+            Outcome::Sequences(read) => self.sequences_read(setting, read, now),
+            Outcome::SequencesPassed(passed) => self.sequences_set(setting, &passed, now),
+            _ => {
+                self.not_set_apart(&setting, Fault::unexpected_answer(on), now);
+                None
+            }
+        }
+    }
+
     /// A node's sequences are read.
-    pub(super) fn sequences_read(
+    fn sequences_read(
         &mut self,
         mut setting: SettingApart,
         read: Vec<SequenceState>,
@@ -412,7 +429,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// A node's sequences are set, unless some were past where they were to begin.
-    pub(super) fn sequences_set(
+    fn sequences_set(
         &mut self,
         mut setting: SettingApart,
         passed: &[TableName],

@@ -418,11 +418,8 @@ impl<S: Store> Driver<S> {
             (Purpose::Repair(page), Outcome::Repaired(report)) => {
                 self.repaired(*page, *report, now);
             }
-            (Purpose::SetApart(setting), Outcome::Sequences(read)) => {
-                return self.sequences_read(*setting, read, now);
-            }
-            (Purpose::SetApart(setting), Outcome::SequencesPassed(passed)) => {
-                return self.sequences_set(*setting, &passed, now);
+            (Purpose::SetApart(setting), outcome) => {
+                return self.setting_apart(*setting, (&course.on, outcome), now);
             }
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
                 return self.looked_before_prepare(spec, &facts, ticket);
