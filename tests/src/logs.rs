@@ -212,7 +212,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 21] = [
+    const BEGINNINGS: &[&str] = &[
         "event = \"",
         "\"init.",
         "\"reinit.",
@@ -234,6 +234,7 @@ fn literals(code: &str) -> Vec<String> {
         "\"verify.",
         "\"overlap.",
         "\"repair.",
+        "\"merge.",
     ];
     let mut found = Vec::new();
     for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {

@@ -5,8 +5,9 @@
 //! others from writing to them before; [`fold`] makes one of several, and [`join`] lets tables join one that goes on.
 //! On the source: [`fence`] (everything has arrived), [`sequences`],
 //! which no subscription carries, and [`prepared`], slots for nodes restored from a backup. On both, while a
-//! node follows and when it stops: [`sequence_use`].
+//! node follows and when it stops: [`sequence_use`]; on two nodes that are merged: [`apart`].
 
+pub(crate) mod apart;
 pub(crate) mod fence;
 pub(crate) mod fold;
 pub(crate) mod join;

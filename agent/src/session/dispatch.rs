@@ -35,7 +35,7 @@ use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::join::Leaving;
-use crate::replication::{fence, prepared};
+use crate::replication::{apart, fence, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{self, SourceJobs, slot};
@@ -155,6 +155,12 @@ impl Agent {
                 steps.notify_one();
                 done
             }
+            Command::Node(NodeCommand::ReadSequences) => {
+                apart::read(task).await.map(Outcome::Sequences)
+            }
+            Command::Node(NodeCommand::SetSequences(wanted)) => apart::set(task, &wanted)
+                .await
+                .map(Outcome::SequencesPassed),
         }
     }
 

@@ -18,9 +18,10 @@ use crate::node::connection::{Conn, application_names};
 use crate::node::job_records::{self, Origin, Progress};
 use crate::part::ledger;
 use crate::peer::connection::SourceAgent;
-use crate::replication::{fold, keep_out, subscription};
+use crate::replication::{apart, fold, keep_out, subscription};
 use crate::schema::{missing, objects, settings};
 use crate::task::{Patience, Task};
+use crate::verify::forget_origin;
 
 /// How long an ended session of ours may take to go, in milliseconds.
 const TERMINATE_WAIT_MS: i64 = 10_000;
@@ -54,7 +55,7 @@ pub(crate) async fn cleanup(
     subscription::unsubscribe(&conn, &fold::stopped_name(&name)).await?;
     subscription::unsubscribe(&conn, &name).await?;
     let mut findings = Vec::new();
-    if data == CancelledData::Detach {
+    if data == CancelledData::Detach && !apart::is_set(&conn, task.job).await? {
         // Nothing is applied any more, so no row that is here has a number beyond the source's.
         findings.extend(sequences::take_over(task, source).await?);
     }
@@ -80,6 +81,10 @@ pub(crate) async fn cleanup(
     // Dropped tables took theirs along.
     keep_out::lift(&conn, task.job).await?;
     ledger::forget(task, &conn).await?;
+    if data != CancelledData::Detach {
+        findings.extend(apart::give_back(&conn, task.job).await?);
+        forget_origin(&conn).await?;
+    }
     Ok(findings)
 }
 

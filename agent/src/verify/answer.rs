@@ -1,5 +1,7 @@
 //! The side that asks PostgreSQL: one session, one question at a time.
 
+mod merging;
+
 use std::time::Duration;
 
 use steep_protocol::limits::{
@@ -149,6 +151,9 @@ impl Answerer {
                 let found = catalog::references(&self.session, tables);
                 self.stopping(found).await.map(VerifyReply::References)
             }
+            VerifyAsk::Modified { keys, by } => self.modified(&keys, &by).await,
+            VerifyAsk::Values { keys, columns } => self.values(&keys, &columns).await,
+            VerifyAsk::Holders { columns, values } => self.holders(&columns, &values).await,
             VerifyAsk::Versions(keys) => self.versions(&keys).await,
             VerifyAsk::Fetch { keys, longest } => self.fetch(&keys, longest).await,
         }

@@ -219,7 +219,7 @@ pub(super) async fn open(
     let columns = columns.map_err(|error| fault(error.into()))?;
     let keys = session.query(KEYS, &[&oid]).await;
     let keys = keys.map_err(|error| fault(error.into()))?;
-    let (equals, keys) = unique_keys(&keys).map_err(fault)?;
+    let (equals, uniques) = unique_keys(&keys).map_err(fault)?;
     let columns: Result<Vec<(Column, VerifyColumn)>, PgError> =
         columns.iter().map(column).collect();
     let columns = columns.map_err(fault)?;
@@ -233,7 +233,16 @@ pub(super) async fn open(
     };
     let opened = OpenedTable {
         columns: columns.iter().map(|(_, told)| told.clone()).collect(),
-        keys: keys.into_iter().filter(usable).collect(),
+        keys: uniques
+            .iter()
+            .filter(|(not_null, key)| *not_null && usable(key))
+            .map(|(_, key)| key.clone())
+            .collect(),
+        uniques: uniques
+            .into_iter()
+            .map(|(_, columns)| columns)
+            .filter(usable)
+            .collect(),
         pages: found.pages,
         rows_estimate: found.rows,
         hashing: hashing.to_owned(),
@@ -329,31 +338,27 @@ fn column(row: &Row) -> Result<(Column, VerifyColumn), PgError> {
     Ok((column, told))
 }
 
-type Keys = (BTreeMap<Identifier, String>, Vec<Vec<Identifier>>);
+/// Equalities by column, and the columns of each unique index with whether none of them may be NULL.
+type Keys = (BTreeMap<Identifier, String>, Vec<(bool, Vec<Identifier>)>);
 
-/// Equalities by column, and the keys none of whose columns may be NULL, each once.
 fn unique_keys(rows: &[Row]) -> Result<Keys, PgError> {
     let mut equals = BTreeMap::new();
-    let mut keys: Vec<(u32, Option<Vec<Identifier>>)> = Vec::new();
+    let mut uniques: Vec<(u32, (bool, Vec<Identifier>))> = Vec::new();
     for row in rows {
         let index: u32 = get(row, 0)?;
         let name = identifier(get(row, 1)?)?;
         let not_null: bool = get(row, 3)?;
         equals.entry(name.clone()).or_insert(get(row, 2)?);
-        if keys.last().is_none_or(|(last, _)| *last != index) {
-            keys.push((index, Some(Vec::new())));
+        if uniques.last().is_none_or(|(last, _)| *last != index) {
+            uniques.push((index, (true, Vec::new())));
         }
-        if let Some((_, key)) = keys.last_mut() {
-            match key {
-                Some(columns) if not_null => columns.push(name),
-                _ => *key = None,
-            }
+        if let Some((_, (all_not_null, columns))) = uniques.last_mut() {
+            *all_not_null &= not_null;
+            columns.push(name);
         }
     }
-    Ok((
-        equals,
-        keys.into_iter().filter_map(|(_, key)| key).collect(),
-    ))
+    let uniques = uniques.into_iter().map(|(_, unique)| unique);
+    Ok((equals, uniques.collect()))
 }
 
 fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, PgError> {
@@ -366,6 +371,19 @@ impl Table {
         let column = self.columns.iter().find(|column| column.name == *name)?;
         let (name, text) = (column.name.clone(), column.text);
         Some(ReadColumn { name, text })
+    }
+
+    /// An expression that orders rows by when they were modified, by that column; `None` where it is none that can tell.
+    pub(super) fn modified(&self, name: &Identifier) -> Option<String> {
+        let column = self.columns.iter().find(|column| column.name == *name)?;
+        let value = format!("t.{}", column.name.quoted());
+        match column.literal.as_deref()? {
+            "timestamp with time zone" | "timestamp without time zone" | "date" => Some(format!(
+                "trunc(EXTRACT(epoch FROM {value}) OPERATOR(pg_catalog.*) 1000000)"
+            )),
+            "smallint" | "integer" | "bigint" => Some(value),
+            _ => None,
+        }
     }
 
     /// How a column of the key is compared; `None` if it cannot be.

@@ -78,6 +78,7 @@ mod tests {
                 })
                 .collect(),
             keys: keys.iter().map(|key| split(key)).collect(),
+            uniques: Vec::new(),
             pages: vec![1],
             rows_estimate: 0,
             hashing: "UTF8 1".to_owned(),

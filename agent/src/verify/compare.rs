@@ -50,7 +50,12 @@ pub(crate) async fn compare_rows<A: Dial>(
     source: A,
     (request, done): (VerifyTables, Vec<TableName>),
 ) -> Result<VerifyReport, Fault> {
-    let here = Local(task.clone(), RowAccess::Compare(request.values));
+    let access = match request.comparing {
+        // Values of unique columns are looked up on the other side.
+        Comparing::Merge => RowAccess::Repair,
+        _ => RowAccess::Compare(request.values),
+    };
+    let here = Local(task.clone(), access);
     let reporting = task.clone();
     let report = move |news| match news {
         News::Work(work) => reporting.work(Phase::Copy, work),
@@ -81,10 +86,12 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         values,
         parallel,
         max_rate,
+        modified,
     } = request;
     let a = Pool::new(source.node, a, parallel, max_rate);
     let b = Pool::new(node.clone(), b, parallel, max_rate);
     let follows = subscriptions(&a, &b).await?;
+    let back = way_back(&a, &b, &follows).await?;
     let mut sizes = list(&a, &b, &tables, &follows).await?;
     let done: BTreeSet<TableName> = done.into_iter().collect();
     sizes.retain(|name, _| !done.contains(name));
@@ -116,10 +123,12 @@ pub(super) async fn compare<A: Dial, B: Dial>(
     let comparison = Comparison {
         progress: Progress::new((total, sizes.len(), parallel), report),
         following: Following::by(slots),
+        back,
         a,
         b,
         values,
         comparing,
+        modified,
         parallel,
         room: Room::default(),
     };
@@ -138,13 +147,16 @@ pub(super) async fn compare<A: Dial, B: Dial>(
         ..
     } = results;
     tables.sort_by(|one, other| one.name.cmp(&other.name));
-    let relation = comparison.following.relation();
+    let relation = comparison.relation();
     let plan = match comparing {
         Comparing::Equality | Comparing::Overlap => None,
+        Comparing::Merge if relation != Relation::Stopped => {
+            Some(comparison.whole_plan(planned).await?)
+        }
         Comparing::Repair if relation == Relation::Replicates => {
             Some(comparison.whole_plan(planned).await?)
         }
-        Comparing::Repair => return Err(not_connected(comparison.a.node(), comparison.b.node())),
+        Comparing::Repair | Comparing::Merge => return Err(comparison.not_connected()),
     };
     Ok(VerifyReport {
         tables,
@@ -216,6 +228,15 @@ impl Results {
 }
 
 impl<A: Dial, B: Dial> Comparison<A, B> {
+    /// The fault of a subscription that is not connected.
+    pub(super) fn not_connected(&self) -> Fault {
+        let (a, b) = (self.a.node(), self.b.node());
+        match self.following.relation() {
+            Relation::Stopped => not_connected(a, b),
+            Relation::Replicates | Relation::Unrelated => not_connected(b, a),
+        }
+    }
+
     /// Compares these tables, several at once. Returns those that could not be read.
     async fn all(
         &self,
@@ -269,8 +290,7 @@ pub(super) fn not_followed(a: &NodeId, b: &NodeId) -> Fault {
     ))
 }
 
-/// Also of a replica whose rows are being repaired.
-pub(super) fn not_connected(a: &NodeId, b: &NodeId) -> Fault {
+fn not_connected(a: &NodeId, b: &NodeId) -> Fault {
     let text = format!(
         "the subscription of {b} to {a} is not connected, so rows may differ that only wait for their changes"
     );
@@ -300,6 +320,20 @@ pub(super) async fn subscriptions<A: Dial, B: Dial>(
     let there: BTreeSet<Identifier> = slots.into_iter().map(|slot| slot.name).collect();
     all.retain(|subscription| there.contains(&subscription.slot));
     Ok(all)
+}
+
+/// How `a` follows `b`, if `b` follows `a`.
+pub(super) async fn way_back<A: Dial, B: Dial>(
+    a: &Pool<A>,
+    b: &Pool<B>,
+    follows: &[SubscriptionFacts],
+) -> Result<Following, Fault> {
+    let back = match follows {
+        [] => Vec::new(),
+        _ => subscriptions(b, a).await?,
+    };
+    let slots = back.into_iter().map(|subscription| subscription.slot);
+    Ok(Following::by(slots.collect()))
 }
 
 /// The tables to compare, with the bytes of both sides.

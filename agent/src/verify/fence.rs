@@ -4,11 +4,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use steep_protocol::message::verify::{Relation, SlotPosition, VerifyAsk, VerifyReply};
-use steep_protocol::{Fault, FaultKind, Identifier, Lsn};
+use steep_protocol::{Fault, FaultKind, Identifier, Lsn, NodeId};
 
 use tokio::time::Instant;
 
 use super::Dial;
+use super::pool::Pool;
 use super::table::Comparison;
 use crate::mutex::lock;
 
@@ -77,24 +78,56 @@ fn passed(wanted: &[Identifier], found: &[SlotPosition], fence: Lsn) -> Passed {
 }
 
 impl<A: Dial, B: Dial> Comparison<A, B> {
-    /// Takes a fence on the source and waits until the target is past it. Servers that do not replicate, or
-    /// whose subscription is stopped, are only given a moment.
+    /// Takes a fence on the source and waits until the target is past it; the same the other way round where the source
+    /// follows the target, too. Servers that do not replicate, or whose subscription is stopped, are only given a moment.
     pub(super) async fn fence(&self) -> Result<(), Fault> {
-        if self.following.relation() != Relation::Replicates {
+        let ways = [&self.following, &self.back];
+        if ways
+            .iter()
+            .all(|way| way.relation() != Relation::Replicates)
+        {
             tokio::time::sleep(APART).await;
             return Ok(());
         }
-        let VerifyReply::Fence(fence) = self.a.ask(VerifyAsk::TakeFence).await? else {
-            return Err(self.a.unexpected());
+        let there = self.pass(&self.a, self.b.node(), &self.following);
+        let back = self.pass(&self.b, self.a.node(), &self.back);
+        tokio::try_join!(there, back).map(|_| ())
+    }
+
+    /// How the two hang together: in both directions, where there are two.
+    pub(super) fn relation(&self) -> Relation {
+        match (self.following.relation(), self.back.relation()) {
+            (Relation::Replicates, Relation::Stopped) => Relation::Stopped,
+            (relation, _) => relation,
+        }
+    }
+
+    /// Whether each follows the other.
+    pub(super) fn both_ways(&self) -> bool {
+        self.back.relation() == Relation::Replicates
+    }
+
+    /// Waits until `follower` is past what `source` has written.
+    async fn pass<D: Dial>(
+        &self,
+        source: &Pool<D>,
+        follower: &NodeId,
+        way: &Following,
+    ) -> Result<(), Fault> {
+        if way.relation() != Relation::Replicates {
+            return Ok(());
+        }
+        let VerifyReply::Fence(fence) = source.ask(VerifyAsk::TakeFence).await? else {
+            return Err(source.unexpected());
         };
         let (mut moved, mut connected) = (Instant::now(), Instant::now());
         let mut last = 0;
         loop {
-            let ask = VerifyAsk::Slots(self.following.slots.clone());
-            let VerifyReply::Slots(found) = self.a.ask(ask).await? else {
-                return Err(self.a.unexpected());
+            let ask = VerifyAsk::Slots(way.slots.clone());
+            let VerifyReply::Slots(found) = source.ask(ask).await? else {
+                return Err(source.unexpected());
             };
-            match passed(&self.following.slots, &found, fence) {
+            match passed(&way.slots, &found, fence) {
                 Passed::Yes => return Ok(()),
                 Passed::Behind(confirmed) => {
                     connected = Instant::now();
@@ -104,27 +137,27 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
                     last = confirmed;
                 }
                 Passed::Stopped if connected.elapsed() > CONNECTS_WITHIN => {
-                    *lock(&self.following.relation) = Relation::Stopped;
+                    *lock(&way.relation) = Relation::Stopped;
                     return Ok(());
                 }
                 Passed::Stopped => {}
             }
             if moved.elapsed() > CONFIRMS_WITHIN {
-                return Err(self.stands_still());
+                return Err(stands_still(source.node(), follower));
             }
             self.progress.alive();
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
 
-    fn stands_still(&self) -> Fault {
-        let (a, b, limit) = (self.a.node(), self.b.node(), CONFIRMS_WITHIN.as_secs());
-        let text =
-            format!("the subscription to {a} is connected and has confirmed nothing for {limit} s");
-        Fault::new(FaultKind::Timeout, text).on(b).hint(format!(
-            "see steep-repl status {b} for what holds it up; once it has caught up, run the command again"
-        ))
-    }
+fn stands_still(a: &NodeId, b: &NodeId) -> Fault {
+    let limit = CONFIRMS_WITHIN.as_secs();
+    let text =
+        format!("the subscription to {a} is connected and has confirmed nothing for {limit} s");
+    Fault::new(FaultKind::Timeout, text).on(b).hint(format!(
+        "see steep-repl status {b} for what holds it up; once it has caught up, run the command again"
+    ))
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
                 let both: Vec<RowKey> = both.map(|(key, _)| key.clone()).collect();
                 self.count_columns(of, &both, &mut tally.columns).await?;
             }
-            Comparing::Repair => {
+            Comparing::Repair | Comparing::Merge => {
                 let counted = |settled: &Settled| matches!(settled.verdict, Verdict::Differs(kind) if walked.counts(kind));
                 let rows = keys.iter().zip(&settled);
                 let rows = rows.filter(|(_, settled)| counted(settled));

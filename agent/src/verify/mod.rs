@@ -7,7 +7,7 @@
 //! In the order of a comparison: [`compare_rows`] lists the tables, [`table`] compares one: [`choice`] (pure)
 //! decides on columns and key, [`scan`] reads heap pages in short statements, [`digest`] (pure) compares
 //! sums, [`keyed`] and [`multiset`] narrow what differs to rows, [`settle`] looks at those again, [`plan`] keeps them
-//! for a repair, which [`repair`] writes. [`pool`] has the sessions on both sides; [`answer`] is the side that asks PostgreSQL, with the statements of
+//! for a repair, which [`repair`] writes, or a merge ([`merging`]). [`pool`] has the sessions on both sides; [`answer`] is the side that asks PostgreSQL, with the statements of
 //! [`sql`] (pure) and the facts of [`catalog`].
 //!
 //! Invariants: one statement reads for at most [`answer::STATEMENT_LIMIT`], several pages for some seconds, and is a
@@ -22,6 +22,7 @@ mod digest;
 mod examples;
 mod fence;
 mod keyed;
+mod merging;
 mod multiset;
 mod plan;
 mod pool;
@@ -40,7 +41,7 @@ use steep_protocol::message::verify::{VerifyAsk, VerifyReply};
 
 pub(crate) use answer::Answerer;
 pub(crate) use compare::compare_rows;
-pub(crate) use repair::{remove_origin, repair_rows};
+pub(crate) use repair::{forget_origin, remove_origin, repair_rows};
 
 /// One conversation with one side.
 pub(crate) trait Ask: std::fmt::Debug + Send {

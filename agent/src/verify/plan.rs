@@ -64,18 +64,15 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let replaced = |change: &RowChange| matches!(change, RowChange::Replace { .. });
         let keys = rows.iter().filter(|(_, change)| replaced(change));
         let keys: Vec<RowKey> = keys.map(|(key, _)| key.clone()).collect();
-        let mut columns = self.differing_columns(of, &keys).await?.into_iter();
-        let rows = rows.into_iter().map(|(key, change)| PlannedRow {
-            columns: match replaced(&change) {
-                true => {
-                    let mut columns: Vec<_> = columns.next().unwrap_or_default();
-                    columns.truncate(VERIFY_COLUMNS);
-                    columns
-                }
-                false => Vec::new(),
-            },
-            key,
-            change,
+        let columns = self.differing_columns(of, &keys).await?;
+        let mut both = columns.into_iter().zip(self.newer(of, &keys).await?);
+        let rows = rows.into_iter().map(|(key, change)| {
+            let mut row = PlannedRow::new(key, change);
+            if replaced(&change) {
+                (row.columns, row.newer) = both.next().unwrap_or_default();
+                row.columns.truncate(VERIFY_COLUMNS);
+            }
+            row
         });
         let short = |row: &PlannedRow| row.key.0.iter().map(String::len).sum::<usize>();
         let rows = rows.filter(|row| short(row) <= REPAIR_KEY_MAX && self.room.take(row));
@@ -173,12 +170,10 @@ mod tests {
 
     #[test]
     fn a_plan_has_no_more_rows_than_fit() {
-        let row = |length: usize| PlannedRow {
-            key: RowKey(vec!["x".repeat(length)]),
-            change: RowChange::between(None, Some(steep_protocol::message::verify::RowDigest(1)))
-                .unwrap(),
-            columns: Vec::new(),
+        let change = RowChange::Delete {
+            target: steep_protocol::message::verify::RowDigest(1),
         };
+        let row = |length: usize| PlannedRow::new(RowKey(vec!["x".repeat(length)]), change);
         let room = Room::default();
         assert!(!room.take(&row(REPAIR_BYTES_MAX)));
         let taken = (0..REPAIR_ROWS_MAX + 5)

@@ -1,7 +1,8 @@
 //! Whether rows that looked different do differ.
 //!
 //! A row is read on the source, then a fence is taken and waited for, then the row is read on the target, then
-//! on the source again. If the source's row was the same both times, the target's must be that one.
+//! on the source again. If the source's row was the same both times, the target's must be that one. Where each follows
+//! the other, both rows must have been the same both times, with a fence in each direction in between.
 
 use std::time::Duration;
 
@@ -103,6 +104,11 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let mut settled = vec![Settled::CHANGING; keys.len()];
         let mut open: Vec<usize> = (0..keys.len()).collect();
         let mut before = self.a.look_up(of, keys).await?;
+        // Where the source follows too, a change of the target's own may be on its way to it.
+        let mut held = match self.both_ways() {
+            true => self.b.look_up(of, keys).await?,
+            false => Vec::new(),
+        };
         for _ in 0..LOOKS {
             let wanted: Vec<RowKey> = open.iter().map(|at| keys[*at].clone()).collect();
             self.fence().await?;
@@ -110,7 +116,9 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             let after = self.a.look_up(of, &wanted).await?;
             let mut left = Vec::new();
             for (place, at) in open.iter().enumerate() {
+                let moved = held.get(place).is_some_and(|held| *held != there[place]);
                 match judge(&before[place], &there[place], &after[place]) {
+                    Some(Verdict::Differs(_)) if moved => left.push(place),
                     Some(verdict) => {
                         settled[*at] = Settled {
                             verdict,
@@ -122,6 +130,9 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
                 }
             }
             before = left.iter().map(|place| after[*place]).collect();
+            if !held.is_empty() {
+                held = left.iter().map(|place| there[*place]).collect();
+            }
             open = left.iter().map(|place| open[*place]).collect();
             if open.is_empty() {
                 return Ok(settled);

@@ -190,6 +190,23 @@ impl Reading {
         )
     }
 
+    /// The key's place of each such row, and the value of an expression over it.
+    pub(super) fn evaluated(&self, table: &str, keys: &[RowKey], expression: &str) -> String {
+        format!("SELECT k.o, {expression} {}", self.by_key(table, keys))
+    }
+
+    /// The key's place of each such row, and these columns.
+    pub(super) fn values_of(&self, table: &str, keys: &[RowKey], columns: &[KeyColumn]) -> String {
+        let columns: String = columns
+            .iter()
+            .map(|column| {
+                let name = format!("t.{}", column.name.quoted());
+                format!(", CASE WHEN num_nulls({name}) = 0 THEN format('%s', {name}) END")
+            })
+            .collect();
+        format!("SELECT k.o{columns} {}", self.by_key(table, keys))
+    }
+
     /// Deletes the rows that have these keys.
     pub(super) fn delete(&self, table: &str, keys: &[RowKey]) -> String {
         let (values, matching) = (self.values(keys), self.matching());

@@ -7,7 +7,8 @@ use futures_util::future::try_join_all;
 use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
 use steep_protocol::message::repair::{PlannedRow, PlannedTable};
 use steep_protocol::message::verify::{
-    Comparing, DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
+    Comparing, DifferenceKind, ModifiedBy, OpenedTable, RowKey, RowValues, Sieve, TableProblem,
+    TableReport,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 
@@ -33,9 +34,12 @@ pub(super) struct Comparison<A: Dial, B: Dial> {
     pub(super) a: Pool<A>,
     pub(super) b: Pool<B>,
     pub(super) following: Following,
+    /// How the source follows the target, where each follows the other.
+    pub(super) back: Following,
     pub(super) progress: Progress,
     pub(super) values: RowValues,
     pub(super) comparing: Comparing,
+    pub(super) modified: ModifiedBy,
     pub(super) parallel: u8,
     /// Of a repair's plan.
     pub(super) room: Room,
@@ -148,16 +152,17 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             }
         };
         report.key.clone_from(&shape.key);
-        if self.comparing == Comparing::Overlap && shape.key.is_empty() {
+        let by_key = matches!(self.comparing, Comparing::Overlap | Comparing::Merge);
+        if by_key && shape.key.is_empty() {
             report.problem = Some(TableProblem::NoKey);
             return Ok(report.into());
         }
-        let summed = summed(&a, &b);
         let of = Subject {
             table: name,
             shape,
-            summed,
+            summed: summed(&a, &b),
         };
+        let uniques = [a.uniques, b.uniques];
         let bits = bits_for(a.rows_estimate.max(b.rows_estimate));
         let pages = Pages {
             a: a.pages,
@@ -184,11 +189,15 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         report.different = tally.different;
         report.changing = tally.changing;
         report.columns = most(tally.columns);
-        if self.comparing == Comparing::Repair {
+        if matches!(self.comparing, Comparing::Repair | Comparing::Merge) {
+            let mut rows = tally.planned;
+            if self.comparing == Comparing::Merge {
+                Box::pin(self.look_for_clashes(&of, &uniques, &mut rows)).await?;
+            }
             let planned = PlannedTable {
                 name: of.table,
                 shape: of.shape,
-                rows: tally.planned,
+                rows,
             };
             let fits = !planned.rows.is_empty() && self.room.take_names(&planned);
             let planned = fits.then_some(planned);

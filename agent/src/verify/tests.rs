@@ -10,9 +10,9 @@ use steep_protocol::limits::VERIFY_ROWS_MAX;
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::repair::{DatabaseId, RowChange};
 use steep_protocol::message::verify::{
-    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, OpenedTable, Relation, RowDigest,
-    RowKey, RowValues, Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize, VerifyAsk,
-    VerifyColumn, VerifyReply, VerifyReport, VerifyTables,
+    BucketSum, Comparing, HeapRange, KeyedRow, ListedTables, ModifiedBy, OpenedTable, Relation,
+    RowDigest, RowKey, RowValues, Sieve, SlotPosition, SubscriptionFacts, TableReport, TableSize,
+    VerifyAsk, VerifyColumn, VerifyReply, VerifyReport, VerifyTables,
 };
 use steep_protocol::{ByteCount, Fault, Identifier, Lsn, NodeId, TableName};
 
@@ -162,6 +162,7 @@ impl World {
                 } else {
                     Vec::new()
                 },
+                uniques: Vec::new(),
                 pages: vec![PAGES],
                 rows_estimate: 1_500,
                 hashing: String::new(),
@@ -208,7 +209,11 @@ impl World {
                 database: u32::from(target),
             }),
             VerifyAsk::References(_) => VerifyReply::References(Vec::new()),
-            VerifyAsk::Versions(_) | VerifyAsk::Fetch { .. } => unreachable!(),
+            VerifyAsk::Versions(_)
+            | VerifyAsk::Fetch { .. }
+            | VerifyAsk::Modified { .. }
+            | VerifyAsk::Values { .. }
+            | VerifyAsk::Holders { .. } => unreachable!(),
             VerifyAsk::TakeFence => VerifyReply::Fence(Lsn(self.written)),
             VerifyAsk::Slots(names) => {
                 let confirmed = Lsn(self.written - self.behind.len() as u64);
@@ -269,6 +274,7 @@ async fn reported(world: World, comparing: Comparing) -> VerifyReport {
         values: RowValues::Hidden,
         parallel: 3,
         max_rate: None,
+        modified: ModifiedBy::NotAsked,
     };
     let sides = (Fake(Arc::clone(&world), false), Fake(world, true));
     let report = compare(sides, &node("b"), (request, Vec::new()), |_| {})

@@ -13,6 +13,7 @@ use super::NewTablesChoice;
 use super::choices::{
     LoadChoices, ReadChoices, SchemaChoice, check_targets, confirmation, existing, mode,
 };
+use super::merge::MergeChoices;
 use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::units::parse_duration;
@@ -26,7 +27,8 @@ Examples:
   steep-repl init node_b node_c --from node_a --parallel 8 --detach
   steep-repl init node_b --from node_a --dry-run
   steep-repl init node_b --from node_a --include-schema app --exclude-table app.log
-  steep-repl init node_b --from node_a --resume")]
+  steep-repl init node_b --from node_a --resume
+  steep-repl init node_a --from node_b --mode bidirectional-merge --strategy last-modified --dry-run")]
 pub(crate) struct InitArgs {
     #[command(subcommand)]
     pub(crate) command: Option<InitCommand>,
@@ -242,6 +244,8 @@ pub(crate) struct StartArgs {
     pub(crate) snapshot: Option<SnapshotId>,
     #[command(flatten)]
     pub(crate) choices: JobChoices,
+    #[command(flatten)]
+    pub(crate) merge: MergeChoices,
     /// Continue the target's failed job with the rows it has kept, or follow it if it is running
     #[arg(long)]
     pub(crate) resume: bool,

@@ -3,6 +3,7 @@
 mod choices;
 mod events;
 mod init;
+mod merge;
 mod reinit;
 mod schema;
 mod snapshot;
@@ -27,6 +28,7 @@ pub(crate) use init::{
     AdjustArgs, CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs,
     ProgressArgs, RebuildArgs, StartArgs,
 };
+pub(crate) use merge::{MergeArgs, Strategy};
 pub(crate) use reinit::ReinitArgs;
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};

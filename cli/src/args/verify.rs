@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::message::verify::{
-    Comparing, RowValues, ScheduleSpec, VerifySchedule, VerifySpec,
+    Comparing, ModifiedBy, RowValues, ScheduleSpec, VerifySchedule, VerifySpec,
 };
 use steep_protocol::units::parse_duration;
 use steep_protocol::{ByteCount, NodeId, TableName};
@@ -245,6 +245,7 @@ impl LoadArgs {
             values: RowValues::Hidden,
             parallel: self.parallel.unwrap_or(settings.parallel),
             max_rate: self.max_rate,
+            modified: ModifiedBy::NotAsked,
         }
     }
 }

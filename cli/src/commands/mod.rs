@@ -6,6 +6,7 @@ mod detach;
 mod doctor;
 mod events;
 mod init;
+mod merge;
 mod nodes;
 mod reinit;
 mod remove;
@@ -16,6 +17,8 @@ mod switchover;
 mod tables;
 mod verify;
 mod watch;
+
+pub(crate) use self::merge::Counts as MergeCounts;
 
 use steep_protocol::FaultKind;
 use steep_protocol::quic::Tuning;
@@ -73,6 +76,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Certs(command) => certs::run(command, &context),
         Command::Completions { shell } => completions::run(shell),
         Command::Init(init) => match init.command {
+            None if init.start.merge.mode.is_some() => merge::run(init.start, &context).await,
             None => init::start::run(init.start, &context).await,
             Some(InitCommand::Progress(args)) => init::progress::run(args, &context).await,
             Some(InitCommand::Cancel(args)) => init::cancel::run(args, &context).await,

@@ -9,6 +9,7 @@ pub(crate) mod events;
 pub(crate) mod findings;
 pub(crate) mod json;
 pub(crate) mod locks;
+pub(crate) mod merge;
 pub(crate) mod missing;
 pub(crate) mod nodes;
 pub(crate) mod overlap;

@@ -84,6 +84,7 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Add) => format!(", method add, {workers}"),
             Some(Method::Drop) => ", method drop".to_owned(),
             Some(Method::Reinit) => format!(", method reinit, {workers}"),
+            Some(Method::Merge) => ", rows of both nodes merged".to_owned(),
             None => String::new(),
         };
         lines.push(("ran", format!("{started:.0} to {ended:.0}{method}")));

@@ -82,6 +82,7 @@ impl<S: Store> Driver<S> {
                 "use snapshot apply for rows that come from a stored snapshot"
             }
             Method::Reinit => "use reinit to copy tables of a node again",
+            Method::Merge => "use init --mode bidirectional-merge for nodes that both have rows",
             Method::Add | Method::Drop => "use tables add or tables drop to change a node's tables",
             Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
         };
@@ -125,7 +126,7 @@ impl<S: Store> Driver<S> {
         self.check_online(&spec.target)
     }
 
-    fn check_target(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+    pub(super) fn check_target(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
         let state = self.state_of(target);
         let fault = |text: String, hint: String| {
             Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))

@@ -70,6 +70,8 @@ impl AuditEntry {
                 (command_of(spec.comparing), &spec.node_b)
             }
             Order::Repair(spec) => ("repair", &spec.node_b),
+            Order::Merge(spec) => ("merge", &spec.node_a),
+            Order::MergePage(spec) => ("merge", &spec.node_b),
             Order::ScheduleVerify(spec) => ("verify.schedule", &spec.node_b),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
@@ -118,7 +120,8 @@ impl AuditEntry {
                 let tables = tables.map(|tables| ("tables", tables));
                 [("show_values", shown)].into_iter().chain(tables).collect()
             }
-            Order::Repair(spec) => repair_arguments(spec),
+            Order::Repair(spec) | Order::MergePage(spec) => repair_arguments(spec),
+            Order::Merge(spec) => vec![("sequence_ranges", spec.sequences.to_string())],
             Order::ScheduleVerify(spec) => schedule_arguments(spec),
             Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {
@@ -129,7 +132,8 @@ impl AuditEntry {
             Order::Capture { peer, .. } => peer.clone(),
             Order::Verify(spec) | Order::VerifyRest { spec, .. } => Some(spec.node_a.clone()),
             Order::Switchover(spec) => Some(spec.from.clone()),
-            Order::Repair(spec) => Some(spec.node_a.clone()),
+            Order::Repair(spec) | Order::MergePage(spec) => Some(spec.node_a.clone()),
+            Order::Merge(spec) => Some(spec.node_b.clone()),
             Order::ScheduleVerify(spec) => Some(spec.node_a.clone()),
             _ => None,
         };

@@ -150,6 +150,14 @@ impl<S: Store> Driver<S> {
         let (Some(base), Some(source)) = (record.job, record.source.clone()) else {
             return Err(self.follows_nobody(&node));
         };
+        if self.are_merged(&node, &source) {
+            let text =
+                format!("{node} and {source} are merged: a table would have to be merged too");
+            let hint = format!(
+                "end the merge with steep-repl detach --node {node} and --node {source}, then merge them anew with all tables"
+            );
+            return Err(Fault::new(FaultKind::Failed, text).on(&node).hint(hint));
+        }
         self.check_online(&source)?;
         self.check_online(&node)?;
         let former = self.store.job(base).map_err(unreadable)?;

@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{
     Command, CopyParts, EarlierEpoch, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget,
     RowsAs, RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
+use steep_protocol::message::handover::SchemaCheck;
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::message::tables::{ChangedTables, Followed};
@@ -124,7 +125,6 @@ impl<S: Store> Driver<S> {
 
     fn prepare_command(&self, job: &Job) -> Command {
         let spec = &job.spec;
-        let native = spec.method == Method::Native;
         let prepare = PrepareTarget {
             source: self.peer(&spec.source),
             filter: spec.filter.clone(),
@@ -133,11 +133,7 @@ impl<S: Store> Driver<S> {
             absent: spec.absent,
             epoch: job.epoch,
             unfinished: job.unfinished.clone(),
-            rows: match (&job.handover, native) {
-                (Some(handover), _) => RowsFrom::Backup(handover.schema),
-                (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
-                (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
-            },
+            rows: rows_from(job),
             carried: job.stored.as_ref().and_then(StoredRows::carried),
             note: JobNote::of(job, None),
         };
@@ -189,7 +185,7 @@ impl<S: Store> Driver<S> {
             (Some(snapshot), _) if job.carried().is_some() => Export::Template { snapshot },
             (Some(_), Some(place)) => Export::Stored(place),
             (Some(snapshot), None) => Export::Shared { snapshot },
-            (None, _) if spec.method == Method::Native => Export::Slot,
+            (None, _) if matches!(spec.method, Method::Native | Method::Merge) => Export::Slot,
             (None, _) => Export::SlotAndSnapshot,
         };
         let open = OpenSource {
@@ -270,6 +266,17 @@ fn fence_command(job: &Job) -> SourceCommand {
     match (job.spec.method, job.joining()) {
         (Method::Reinit, Joining::Begun) => SourceCommand::AwaitFenceAfterWriters { earlier },
         _ => SourceCommand::AwaitFence { earlier },
+    }
+}
+
+/// Where a job's rows come from.
+fn rows_from(job: &Job) -> RowsFrom {
+    match (&job.handover, job.spec.method) {
+        // The preflight has compared the schemas; sequences differ by now.
+        (_, Method::Merge) => RowsFrom::Backup(SchemaCheck::Skipped),
+        (Some(handover), _) => RowsFrom::Backup(handover.schema),
+        (None, Method::Native) => RowsFrom::Copy(IndexTiming::Upfront),
+        (None, _) => RowsFrom::Copy(IndexTiming::Deferred),
     }
 }
 

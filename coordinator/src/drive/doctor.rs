@@ -100,9 +100,11 @@ impl<S: Store> Driver<S> {
                         stored: Some(stored),
                         spec,
                     },
-                    Start::Live | Start::Backup(_) | Start::Shared(_) | Start::Joined(_) => {
-                        live(spec)
-                    }
+                    Start::Live
+                    | Start::Backup(_)
+                    | Start::Shared(_)
+                    | Start::Joined(_)
+                    | Start::Merge(_) => live(spec),
                 })
                 .collect()
             }

@@ -338,7 +338,13 @@ impl<S: Store> Driver<S> {
                     Some(next) => next.as_str(),
                     None => cancelled(data, completed, given_up),
                 };
-                let text = format!("cancelled by {operator}; {what}");
+                let stay = live.job.merge.as_ref().map_or_else(String::new, |merge| {
+                    format!(
+                        "; {} rows that the merge has written stay",
+                        merge.rows_written
+                    )
+                });
+                let text = format!("cancelled by {operator}; {what}{stay}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }

@@ -170,7 +170,7 @@ impl<S: Store> Driver<S> {
         let completed = record.and_then(|record| record.init_completed_at);
         let remains = match (side, job.spec.method) {
             (Side::Source, _) => Remains::Publisher,
-            (Side::Target, Method::Backup) => Remains::Subscriber,
+            (Side::Target, Method::Backup | Method::Merge) => Remains::Subscriber,
             (Side::Target, _) if completed.is_some_and(|at| at >= job.accepted_at) => {
                 Remains::Subscriber
             }

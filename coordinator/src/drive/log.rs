@@ -170,6 +170,8 @@ macro_rules! trace_note {
             repaired = note.number("repaired"),
             changed = note.number("changed"),
             failed = note.number("failed"),
+            rows_written_a = note.number("rows_written_a"),
+            rows_written_b = note.number("rows_written_b"),
             tables = note.number("tables"),
             tables_unequal = note.number("tables_unequal"),
             operator = note.get("operator"),

@@ -35,6 +35,7 @@ mod lineage;
 mod live;
 mod locks;
 mod log;
+mod merge;
 mod new_tables;
 mod orders;
 mod outdated;
@@ -187,6 +188,8 @@ pub struct Driver<S> {
     sequences: BTreeMap<NodeId, sequences::Kept>,
     /// Tables that nodes are to follow by themselves.
     new_tables: BTreeMap<NodeId, new_tables::Pending>,
+    /// Merges that operators wait for, and how often sequences could not be set apart.
+    merges: merge::Merges,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
     /// Switchovers: those that have not ended, and the last one of each node.
@@ -274,6 +277,7 @@ impl<S: Store> Driver<S> {
             following: BTreeMap::new(),
             sequences: BTreeMap::new(),
             new_tables: BTreeMap::new(),
+            merges: merge::Merges::default(),
             drift_grace: DRIFT_GRACE,
             switchovers: BTreeMap::new(),
             left_again: BTreeMap::new(),
@@ -402,6 +406,7 @@ impl<S: Store> Driver<S> {
         self.tick_audit(now);
         self.tick_snapshots(now);
         self.tick_switchovers(now);
+        self.tick_merges(now);
         self.tick_queries(now);
         self.tick_early(now);
         // Leases of watchers that left expire without a message.

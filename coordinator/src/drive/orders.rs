@@ -8,12 +8,14 @@ use steep_protocol::message::tables::Change;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId};
 
 use super::log::Note;
+use super::repair::Writes;
 use super::requests::unreadable;
 use super::stored_check::Then;
 use super::{Answer, Driver, Operator, Ticket};
 use crate::job::copy_progress::CopyProgress;
 use crate::job::handover::{Handover, StoredRows};
 use crate::job::machine::JobEvent;
+use crate::job::merge::Merging;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage};
 use crate::store::{Store, Write};
@@ -31,6 +33,8 @@ pub(super) enum Start {
     Shared(SnapshotId),
     /// The same, which others have opened.
     Joined(SnapshotId),
+    /// On both nodes, from before.
+    Merge(Merging),
 }
 
 impl<S: Store> Driver<S> {
@@ -111,7 +115,13 @@ impl<S: Store> Driver<S> {
             Order::ScheduleVerify(spec) => self
                 .schedule_verify(*spec, ticket, now)
                 .map(|()| Vec::new()),
-            Order::Repair(spec) => self.repair(*spec, by, ticket, now).map(|()| Vec::new()),
+            Order::Repair(spec) => self
+                .repair((*spec, Writes::Repair), by, ticket, now)
+                .map(|()| Vec::new()),
+            Order::MergePage(spec) => self
+                .repair((*spec, Writes::Merge), by, ticket, now)
+                .map(|()| Vec::new()),
+            Order::Merge(spec) => self.merge(&spec, by, ticket, now),
             Order::DropPrepared { node, slot } => self
                 .drop_prepared(&node, &slot, ticket, now)
                 .map(|()| Vec::new()),
@@ -187,6 +197,7 @@ impl<S: Store> Driver<S> {
                 job.shared = Some(snapshot);
                 job.spooling = Spooling::Joined;
             }
+            Start::Merge(merge) => job.merge = Some(merge),
         }
         let (target, source) = (&job.spec.target, &job.spec.source);
         let mut note = Note::info(
@@ -393,6 +404,7 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
         | Method::Load
         | Method::Add
         | Method::Drop
-        | Method::Reinit => false,
+        | Method::Reinit
+        | Method::Merge => false,
     }
 }

@@ -154,6 +154,7 @@ impl<S: Store> Driver<S> {
         }
         warnings.extend(not_followed(record));
         warnings.extend(record.left.iter().map(waits));
+        warnings.extend(self.merge_warning(record));
         warnings
     }
 

@@ -22,9 +22,19 @@ const DUPLICATE: [&str; 4] = [
     "conflict=multiple_unique_conflicts",
 ];
 
+/// What a page is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// A repair, of a replica.
+    Repair,
+    /// A merge.
+    Merge,
+}
+
 /// A page that is being written.
 pub(super) struct Repairing {
     spec: RepairSpec,
+    of: Writes,
     operator: String,
     ticket: Ticket,
 }
@@ -33,12 +43,15 @@ impl<S: Store> Driver<S> {
     /// Starts a page. The answer is what came of it.
     pub(super) fn repair(
         &mut self,
-        spec: RepairSpec,
+        (spec, of): (RepairSpec, Writes),
         operator: &str,
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<(), Fault> {
-        self.check_repair(&spec.node_a, &spec.node_b)?;
+        match of {
+            Writes::Repair => self.check_repair(&spec.node_a, &spec.node_b)?,
+            Writes::Merge => self.check_merge_page(&spec.node_a, &spec.node_b)?,
+        }
         if !spec.fits() {
             let text = "a page of a repair is longer than it may be";
             return Err(Fault::new(FaultKind::BadRequest, text));
@@ -46,6 +59,7 @@ impl<S: Store> Driver<S> {
         let (source, target) = (spec.node_a.clone(), spec.node_b.clone());
         let repairing = Box::new(Repairing {
             spec,
+            of,
             operator: operator.to_owned(),
             ticket,
         });
@@ -135,6 +149,11 @@ impl<S: Store> Driver<S> {
         let mut all = place.before;
         all.add(&report.counts());
         let (a, b) = (&page.spec.node_a, &page.spec.node_b);
+        if page.of == Writes::Merge {
+            self.merge_written(b, report.counts().repaired, now);
+            let reply = ApiReply::Repaired(Box::new(report));
+            return self.answer(page.ticket, Ok(reply.into()));
+        }
         let left = all.changed + all.failed;
         let (level, event, text) = match &report.stopped {
             Some(fault) => {
@@ -168,6 +187,9 @@ impl<S: Store> Driver<S> {
     /// Nothing is known of the page, or nothing of it was written.
     pub(super) fn repair_failed(&mut self, page: Repairing, fault: Fault, now: Timestamp) {
         let (a, b) = (&page.spec.node_a, &page.spec.node_b);
+        if page.of == Writes::Merge {
+            return self.answer(page.ticket, Err(fault));
+        }
         let before = page.spec.place.before;
         let text = format!("rows of {b} are not repaired, or only in part: {fault}");
         let note = Note::warn("repair.failed", text)

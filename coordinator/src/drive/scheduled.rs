@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::verify::{
-    Comparing, RowValues, ScheduleSpec, ScheduleView, VerifyReport, VerifySpec,
+    Comparing, ModifiedBy, RowValues, ScheduleSpec, ScheduleView, VerifyReport, VerifySpec,
 };
 use steep_protocol::{Fault, FaultKind, NodeId};
 
@@ -126,6 +126,7 @@ impl<S: Store> Driver<S> {
                     values: RowValues::Hidden,
                     parallel: schedule.parallel,
                     max_rate: schedule.max_rate,
+                    modified: ModifiedBy::NotAsked,
                 },
                 now,
             );

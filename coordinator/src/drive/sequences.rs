@@ -67,6 +67,10 @@ impl<S: Store> Driver<S> {
                     .filter(|a| a.postgres_answers())?;
                 let interval = agent.registration.sequence_interval_seconds;
                 let source = record.source.clone()?;
+                if self.are_merged(&record.id, &source) {
+                    // Set apart.
+                    return None;
+                }
                 let known = self
                     .registry
                     .get(&source)

@@ -25,6 +25,7 @@ pub(super) fn command_of(comparing: Comparing) -> &'static str {
         Comparing::Equality => "verify",
         Comparing::Overlap => "analyze-overlap",
         Comparing::Repair => "repair.plan",
+        Comparing::Merge => "merge.plan",
     }
 }
 
@@ -104,15 +105,17 @@ impl<S: Store> Driver<S> {
             return Err(Fault::new(FaultKind::BadRequest, text).on(a));
         }
         match spec.comparing {
-            Comparing::Equality | Comparing::Overlap => {
+            Comparing::Equality | Comparing::Overlap | Comparing::Merge => {
                 self.check_query(a)?;
                 self.check_query(b)?;
             }
             Comparing::Repair => self.check_repair(a, b)?,
         }
         // Who follows can wait until it has applied what the other one wrote.
-        let follows = self.nodes.get(a).and_then(|node| node.source.as_ref()) == Some(b);
-        let (node, peer) = if follows {
+        let follows = |node: &NodeId, other| {
+            self.nodes.get(node).and_then(|node| node.source.as_ref()) == Some(other)
+        };
+        let (node, peer) = if follows(a, b) && !follows(b, a) {
             (a.clone(), b.clone())
         } else {
             (b.clone(), a.clone())
@@ -120,7 +123,11 @@ impl<S: Store> Driver<S> {
         let (feed, receiver) = watch::channel(VerifyFeed::default());
         let command = SourceCommand::AdmitVerify {
             target: node.clone(),
-            access: RowAccess::Compare(spec.values),
+            access: match spec.comparing {
+                // Values of unique columns are looked up on the other side.
+                Comparing::Merge => RowAccess::Repair,
+                _ => RowAccess::Compare(spec.values),
+            },
         };
         let on = peer.clone();
         let verification = Verification {
@@ -148,6 +155,7 @@ impl<S: Store> Driver<S> {
             values: spec.values,
             parallel: spec.parallel,
             max_rate: spec.max_rate,
+            modified: spec.modified.clone(),
         });
         let done = verification.done.iter().map(|table| table.name.clone());
         match verification.done.is_empty() {
@@ -223,6 +231,11 @@ impl<S: Store> Driver<S> {
                 let text = format!("{rows} rows of {b} can be repaired by those of {a}");
                 (Level::Info, text)
             }
+            _ if comparing == Comparing::Merge => {
+                let rows = report.plan.as_ref().map_or(0, RepairPlan::rows);
+                let text = format!("{rows} rows of {a} and {b} are to be merged");
+                (Level::Info, text)
+            }
             0 => (Level::Info, format!("{b} has the rows of {a}")),
             1 => (Level::Warn, format!("{b} differs from {a} in 1 table")),
             more => (
@@ -235,6 +248,7 @@ impl<S: Store> Driver<S> {
             Comparing::Equality => "verify.completed",
             Comparing::Overlap => "overlap.completed",
             Comparing::Repair => "repair.planned",
+            Comparing::Merge => "merge.planned",
         };
         let note = Note::new(level, event, text)
             .node(b)
@@ -249,6 +263,9 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
         if comparing == Comparing::Equality {
             self.note_compared(&verification.spec, &report, now);
+        }
+        if comparing == Comparing::Merge {
+            self.merge_compared(&verification.spec, &report, now);
         }
         let ended = Ok(Arc::new(report));
         verification.tell(|feed| feed.ended = Some(ended));
@@ -266,6 +283,7 @@ impl<S: Store> Driver<S> {
             Comparing::Equality => "verify.failed",
             Comparing::Overlap => "overlap.failed",
             Comparing::Repair => "repair.not_planned",
+            Comparing::Merge => "merge.not_planned",
         };
         let text = format!("{b} was not compared with {a}: {fault}");
         let note = Note::warn(event, text)

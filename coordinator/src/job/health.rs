@@ -127,7 +127,9 @@ impl JobHealth {
                     .find(|s| s.job == job.replication().id);
                 let subscription = self.subscription_health(job, own, &seen.carried, now);
                 self.subscription.take(subscription, Word::News);
-                self.subscription.cause().cloned()
+                // Rows that both sides have inserted stop it until somebody settles that.
+                let cause = self.subscription.cause().cloned();
+                cause.filter(|_| job.merge.is_none())
             }
             (Side::Target, Ok(_)) => None,
         };
@@ -313,9 +315,12 @@ fn changes_missing(text: String) -> Fault {
 /// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
-        Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add | Method::Reinit => {
-            step > Step::OpenSource
-        }
+        Method::Snapshot
+        | Method::TwoPhase
+        | Method::Stored
+        | Method::Add
+        | Method::Reinit
+        | Method::Merge => step > Step::OpenSource,
         Method::Load | Method::Drop => false,
         Method::Native => step > Step::Subscribe,
         Method::Backup => step > Step::TakeSlot,

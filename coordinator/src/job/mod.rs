@@ -32,6 +32,7 @@ pub mod lineage;
 pub mod locks;
 pub mod machine;
 pub mod membership;
+pub mod merge;
 pub mod note;
 pub mod preflight;
 pub mod progress;
@@ -50,6 +51,7 @@ mod work;
 use change::{Changing, Joining};
 use handover::{Handover, Reader, StoredRows};
 use lineage::Around;
+use merge::Merging;
 use retry::Retrying;
 
 pub use clock::PhaseClock;
@@ -80,6 +82,9 @@ pub struct Job {
     /// tables](steep_protocol::message::job::Method::changes_tables).
     #[serde(default)]
     pub change: Option<Changing>,
+    /// What it merges; set exactly with [`Method::Merge`].
+    #[serde(default)]
+    pub merge: Option<Merging>,
     /// The snapshot that it shares with the other targets of its request, or joined.
     pub shared: Option<SnapshotId>,
     /// Which of its snapshots it copies from.
@@ -297,6 +302,7 @@ impl Job {
             handover: None,
             stored: None,
             change: None,
+            merge: None,
             shared: None,
             epoch: Epoch(0),
             earlier: Vec::new(),

@@ -59,7 +59,8 @@ impl JobNote {
             | Method::Backup
             | Method::Add
             | Method::Drop
-            | Method::Reinit => false,
+            | Method::Reinit
+            | Method::Merge => false,
         };
         if !goes_on {
             return None;

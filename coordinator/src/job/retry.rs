@@ -67,7 +67,9 @@ impl Patience {
     pub fn budget(&self, step: Step) -> Duration {
         match step {
             Step::GatherSource | Step::GatherTarget => self.retry_for.min(RETRY_PREFLIGHT),
-            Step::TakeSlot
+            Step::Apart
+            | Step::Merge
+            | Step::TakeSlot
             | Step::OpenSource
             | Step::PrepareTarget
             | Step::Copy

@@ -166,6 +166,8 @@ pub enum Step {
     GatherSource,
     /// Gather facts about the target, and judge both.
     GatherTarget,
+    /// Wait until both nodes of a merge have passed their preflight and their sequences are set apart.
+    Apart,
     /// Assign the prepared slot to the target.
     TakeSlot,
     /// Make the publication, slot, snapshot and plan.
@@ -196,6 +198,8 @@ pub enum Step {
     Join,
     /// Let the tables leave the replication that goes on.
     Leave,
+    /// Wait until the rows of the two nodes are merged and proved to be equal.
+    Merge,
     /// Compare the totals of the ledger, the source and the coordinator.
     Prove,
     /// Remove the ledger and what else the target notes about the job.
@@ -289,6 +293,19 @@ const BACKUP: [Step; 7] = [
     Step::Release,
 ];
 
+/// Those of [`Method::Merge`].
+const MERGE: [Step; 9] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::Apart,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Merge,
+    Step::Release,
+];
+
 impl Step {
     /// The steps of a job, in order. After the last one the job has succeeded.
     #[must_use]
@@ -301,6 +318,7 @@ impl Step {
             Method::Load => &LOAD,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
+            Method::Merge => &MERGE,
         }
     }
 
@@ -318,8 +336,10 @@ impl Step {
         match (self, method) {
             // Its node is being reinitialised all the while.
             (_, Method::Add | Method::Drop | Method::Reinit) => &[],
-            // A restored target has nothing to copy.
-            (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
+            // The rows are there.
+            (Self::PrepareTarget, Method::Backup | Method::Merge) => {
+                &[NodeEvent::Opened, NodeEvent::Copied]
+            }
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
             // Nothing is caught up with.
             (Self::Constraints, Method::Load) => &[],
@@ -332,7 +352,9 @@ impl Step {
     #[must_use]
     pub fn phase(self) -> Phase {
         match self {
-            Self::GatherSource | Self::GatherTarget | Self::TakeSlot => Phase::Preflight,
+            Self::GatherSource | Self::GatherTarget | Self::Apart | Self::TakeSlot => {
+                Phase::Preflight
+            }
             Self::OpenSource => Phase::Snapshot,
             Self::PrepareTarget => Phase::Schema,
             Self::Copy | Self::NativeCopy | Self::ProveCopy => Phase::Copy,
@@ -340,7 +362,7 @@ impl Step {
             Self::Constraints | Self::Settle => Phase::Constraints,
             Self::Swap => Phase::Swap,
             Self::Subscribe => Phase::Subscribe,
-            Self::Converge | Self::Fold | Self::Join | Self::Leave => Phase::CatchUp,
+            Self::Converge | Self::Fold | Self::Join | Self::Leave | Self::Merge => Phase::CatchUp,
             Self::Prove | Self::Release => Phase::Prove,
         }
     }
@@ -362,7 +384,11 @@ impl Step {
             Self::Settle => &[Work::Finish],
             Self::Subscribe => &[Work::Subscribe],
             Self::NativeCopy => &[Work::AwaitNativeCopy],
+            // Its sequences are set apart, not set to the source's.
+            Self::Converge if method == Method::Merge => &[Work::AwaitFence],
             Self::Converge => &[Work::AwaitFence, Work::Finish],
+            // The driver says when it is over.
+            Self::Apart | Self::Merge => &[],
             Self::Fold => &[Work::Fold],
             // The source must know that the target may.
             Self::Join | Self::Leave | Self::Swap => &[Work::Regrant],
@@ -389,7 +415,9 @@ impl Step {
             | Self::Fold
             | Self::Join
             | Self::Leave => true,
-            Self::Indexes
+            Self::Apart
+            | Self::Merge
+            | Self::Indexes
             | Self::Constraints
             | Self::ProveCopy
             | Self::NativeCopy
@@ -411,6 +439,7 @@ impl Step {
             | Self::Release => method.follows(),
             Self::GatherSource
             | Self::GatherTarget
+            | Self::Apart
             | Self::TakeSlot
             | Self::OpenSource
             | Self::PrepareTarget
@@ -420,7 +449,9 @@ impl Step {
             | Self::Settle
             | Self::ProveCopy
             | Self::Swap
-            | Self::Subscribe => false,
+            | Self::Subscribe
+            // It may wait for days; whoever merges says what is missing.
+            | Self::Merge => false,
         }
     }
 
@@ -436,7 +467,8 @@ impl Step {
             | Method::Stored
             | Method::Add
             | Method::Drop
-            | Method::Reinit => self <= Self::Copy,
+            | Method::Reinit
+            | Method::Merge => self <= Self::Copy,
         }
     }
 
@@ -452,7 +484,7 @@ impl Step {
             | Method::Reinit => self > Self::Copy,
             Method::Native => self > Self::NativeCopy,
             // They were there before the job, and stay however it ends.
-            Method::Backup | Method::Drop => false,
+            Method::Backup | Method::Drop | Method::Merge => false,
         }
     }
 
@@ -463,10 +495,12 @@ impl Step {
             // A stored one is opened again whenever it is needed.
             _ if method.is_from_store() => false,
             Self::OpenSource => true,
-            Self::PrepareTarget => method != Method::Backup,
+            Self::PrepareTarget => !matches!(method, Method::Backup | Method::Merge),
             Self::Copy => method != Method::Native,
             Self::GatherSource
             | Self::GatherTarget
+            | Self::Apart
+            | Self::Merge
             | Self::TakeSlot
             | Self::Indexes
             | Self::Constraints

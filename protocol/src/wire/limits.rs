@@ -130,6 +130,9 @@ pub const VERIFY_VALUE_SHOWN: usize = 200;
 /// 1.4 MB.
 pub const VERIFY_BITS_MAX: u8 = 15;
 
+/// Sequences that a merge sets apart: with names of full length they fit a control frame.
+pub const SEQUENCES_MAX: usize = 50_000;
+
 /// Rows that a plan of a repair has at most. Where more differ, copying these tables anew is faster.
 pub const REPAIR_ROWS_MAX: usize = 100_000;
 

@@ -19,6 +19,10 @@
 //! Rows that only the replica has are deleted while the source has none: whatever comes for them later creates or
 //! does not find them.
 //!
+//! Where each of the two follows the other, as after a merge, the fence of (2) is taken in both directions. A change of the
+//! replica's own that is not in its version of (1) makes that another one in (3); one that is in it has been applied on
+//! the source before (4), where it makes another version. Without that, both would take the other's row.
+//!
 //! Nobody waits long, and nobody fails because of us: locks are held for one look at the source, at most
 //! [`LOOK_WITHIN`]; we wait for others only at the beginning of a transaction and for less than `deadlock_timeout`
 //! (`writer`), so that an apply worker that waits for us is never the one that is chosen to end a deadlock.
@@ -33,6 +37,8 @@ mod judge;
 mod leftover;
 mod writer;
 
+pub(crate) use self::writer::forget_origin;
+
 use std::time::Duration;
 
 use steep_protocol::limits::{REPAIR_ROW_MAX, REPAIR_ROWS_AT_ONCE};
@@ -40,7 +46,9 @@ use steep_protocol::message::repair::{
     FetchedRow, Horizon, PlannedRow, PlannedTable, RepairCounts, RepairReport, RepairRows,
     RepairedTable, SeenRow,
 };
-use steep_protocol::message::verify::{Comparing, Relation, RowAccess, RowKey, RowValues, Summed};
+use steep_protocol::message::verify::{
+    Comparing, ModifiedBy, Relation, RowAccess, RowKey, RowValues, Summed,
+};
 use steep_protocol::{Fault, FaultKind};
 
 pub(crate) use self::leftover::remove_origin;
@@ -50,7 +58,7 @@ use self::writer::{Attempt, Writer};
 use super::Dial;
 use super::choice::shape;
 use super::compare::{
-    Local, is_about, not_connected, not_followed, not_replicated, replicated, subscriptions,
+    Local, is_about, not_followed, not_replicated, replicated, subscriptions, way_back,
 };
 use super::fence::Following;
 use super::plan::Room;
@@ -111,14 +119,17 @@ pub(crate) async fn repair_rows<A: Dial>(
         return Err(not_followed(a.node(), b.node()));
     }
     let replicated = replicated(&a, &b, &follows).await?;
+    let back = way_back(&a, &b, &follows).await?;
     let slots = follows.into_iter().map(|subscription| subscription.slot);
     let sides = Comparison {
         following: Following::by(slots.collect()),
+        back,
         progress: Progress::new((0, 0, READERS), |_| {}),
         a,
         b,
         values: RowValues::Hidden,
         comparing: Comparing::Repair,
+        modified: ModifiedBy::NotAsked,
         parallel: READERS,
         room: Room::default(),
     };
@@ -226,8 +237,8 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             return Ok(long);
         }
         self.fence().await?;
-        if self.following.relation() != Relation::Replicates {
-            return Err(not_connected(self.a.node(), self.b.node()));
+        if self.relation() != Relation::Replicates {
+            return Err(self.not_connected());
         }
         self.write(writer, of, ready, repaired).await?;
         Ok(long)

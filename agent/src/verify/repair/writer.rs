@@ -184,6 +184,19 @@ impl Writer {
     }
 }
 
+/// Removes the origin that a writer has left that was killed. One that is in use stays.
+pub(crate) async fn forget_origin(conn: &Conn) -> Result<(), Fault> {
+    let sql = "SELECT pg_replication_origin_drop(o.roname) FROM pg_replication_origin o, pg_database d \
+         WHERE d.datname = current_database() AND o.roname = 'steep_repl_repair_' || d.oid";
+    match conn.attempt(sql).await {
+        Err(error @ PgError::Server(_)) => {
+            tracing::debug!(%error, "the origin of repairs is left");
+            Ok(())
+        }
+        other => other.map_err(|error| conn.fault(&error)),
+    }
+}
+
 /// What keeps a transaction from its end.
 #[derive(Debug)]
 enum Stop {

@@ -1,6 +1,6 @@
 //! `steep-repl repair`: compares, shows what would be written, asks, has it written page by page, compares again.
 
-mod plan;
+pub(super) mod plan;
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::signals::{Interrupt, Signals};
 use crate::terminal::{self, print, print_json, tell};
 
 /// The longest file that is read: some hundred thousand rows.
-const FILE_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const FILE_MAX: u64 = 64 * 1024 * 1024;
 
 /// Repairs a replica, or plans to.
 pub(super) async fn run(args: RepairArgs, context: &Context) -> Result<u8, Failure> {
@@ -170,14 +170,14 @@ async fn confirm(args: &RepairArgs, plan: &Plan, context: &Context) -> Result<()
 
 /// What was written.
 #[derive(Debug, Default)]
-struct Written {
-    tables: Vec<RepairedTable>,
+pub(super) struct Written {
+    pub(super) tables: Vec<RepairedTable>,
     /// Why that is not all.
-    stopped: Option<Failure>,
+    pub(super) stopped: Option<Failure>,
 }
 
 impl Written {
-    fn add(&mut self, report: RepairReport) {
+    pub(super) fn add(&mut self, report: RepairReport) {
         for table in report.tables {
             match self
                 .tables
@@ -194,7 +194,7 @@ impl Written {
         self.stopped = report.stopped.map(Failure::from);
     }
 
-    fn counts(&self) -> RepairCounts {
+    pub(super) fn counts(&self) -> RepairCounts {
         let mut all = RepairCounts::default();
         for table in &self.tables {
             all.add(&table.counts);
@@ -225,7 +225,7 @@ async fn apply(args: &RepairArgs, plan: &Plan, context: &Context) -> Result<Writ
                 before: written.counts(),
             },
         };
-        let (outcome, signal) = order(&client, spec, &mut signals).await;
+        let (outcome, signal) = order(&client, Order::Repair(Box::new(spec)), &mut signals).await;
         match outcome {
             Ok(report) => written.add(report),
             Err(failure) => written.stopped = Some(failure),
@@ -251,12 +251,11 @@ async fn apply(args: &RepairArgs, plan: &Plan, context: &Context) -> Result<Writ
 }
 
 /// Has a page written. Returns the first signal that came meanwhile.
-async fn order(
+pub(super) async fn order(
     client: &Client,
-    spec: RepairSpec,
+    order: Order,
     signals: &mut Signals,
 ) -> (Result<RepairReport, Failure>, Option<Interrupt>) {
-    let order = Order::Repair(Box::new(spec));
     let mut asked = std::pin::pin!(client.ask_all(order));
     let first = tokio::select! {
         replies = &mut asked => return (repaired(replies), None),

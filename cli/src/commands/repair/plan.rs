@@ -17,9 +17,9 @@ const VERSION: u32 = 1;
 
 /// A plan in the order in which it is applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Plan {
-    pub(super) node_a: NodeId,
-    pub(super) node_b: NodeId,
+pub(in crate::commands) struct Plan {
+    pub(in crate::commands) node_a: NodeId,
+    pub(in crate::commands) node_b: NodeId,
     source: DatabaseId,
     target: DatabaseId,
     /// Rows of one table that follow one another. A table comes twice where rows are deleted and others written.
@@ -41,7 +41,7 @@ struct Header {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Database {
+pub(in crate::commands) struct Database {
     /// As text, since JSON's numbers are too short for it.
     system_identifier: String,
     oid: u32,
@@ -86,15 +86,15 @@ enum Kind {
 /// Why a file is no plan.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
-pub(super) struct Invalid {
-    pub(super) line: usize,
-    pub(super) reason: String,
+pub(in crate::commands) struct Invalid {
+    pub(in crate::commands) line: usize,
+    pub(in crate::commands) reason: String,
 }
 
 impl Plan {
     /// Puts a plan in order: rows are deleted first, those that refer to others before these; then the others are
     /// written, those that others refer to first.
-    pub(super) fn new(nodes: (NodeId, NodeId), plan: RepairPlan) -> Self {
+    pub(in crate::commands) fn new(nodes: (NodeId, NodeId), plan: RepairPlan) -> Self {
         let (mut deleted, mut written) = (Vec::new(), Vec::new());
         for table in plan.tables {
             let PlannedTable { name, shape, rows } = table;
@@ -150,7 +150,7 @@ impl Plan {
     }
 
     /// What is ordered at once, in order.
-    pub(super) fn pages(&self) -> Vec<RepairPlan> {
+    pub(in crate::commands) fn pages(&self) -> Vec<RepairPlan> {
         let mut pages: Vec<Vec<PlannedTable>> = Vec::new();
         let (mut rows, mut bytes) = (usize::MAX, usize::MAX);
         for run in &self.runs {
@@ -307,14 +307,14 @@ impl Plan {
 }
 
 impl Database {
-    fn of(database: DatabaseId) -> Self {
+    pub(in crate::commands) fn of(database: DatabaseId) -> Self {
         Self {
             system_identifier: database.system.to_string(),
             oid: database.database,
         }
     }
 
-    fn id(&self) -> Option<DatabaseId> {
+    pub(in crate::commands) fn id(&self) -> Option<DatabaseId> {
         Some(DatabaseId {
             system: self.system_identifier.parse().ok()?,
             database: self.oid,
@@ -334,53 +334,74 @@ impl Kind {
 
 impl Entry {
     fn of(table: &PlannedTable, row: &PlannedRow) -> Self {
-        let names = table.shape.key.iter().map(|name| name.as_str().to_owned());
-        let values = row.key.0.iter().map(|value| Value::from(value.clone()));
-        let digest = |digest: RowDigest| format!("{:032x}", digest.0);
         Self {
             schema: table.name.schema.clone(),
             table: table.name.table.clone(),
             kind: Kind::of(row.change),
-            key: names.zip(values).collect(),
+            key: texts(&row.key, &table.shape),
             columns: row.columns.clone(),
-            digest_a: row.change.source().map(digest),
-            digest_b: row.change.target().map(digest),
+            digest_a: row.change.source().map(hexadecimal),
+            digest_b: row.change.target().map(hexadecimal),
         }
     }
 
     fn row(&self, shape: &RowShape) -> Result<PlannedRow, String> {
-        let part = |name: &Identifier| {
-            let value = self.key.get(name.as_str()).and_then(Value::as_str);
-            let value = value.map(str::to_owned);
-            value.ok_or_else(|| format!("the key has no text for the column {name}"))
-        };
-        let key: Vec<String> = shape.key.iter().map(part).collect::<Result<_, _>>()?;
-        if key.is_empty() || self.key.len() != key.len() {
-            return Err("the key has other columns than the table's".to_owned());
-        }
-        if key.iter().map(String::len).sum::<usize>() > REPAIR_KEY_MAX {
-            return Err(format!("the key is longer than {REPAIR_KEY_MAX} bytes"));
-        }
-        let digest = |text: &Option<String>| match text {
-            None => Ok(None),
-            Some(text) => match u128::from_str_radix(text, 16) {
-                Ok(digest) if text.len() == 32 => Ok(Some(RowDigest(digest))),
-                _ => Err("a digest is 32 hexadecimal digits".to_owned()),
-            },
-        };
+        let key = key(&self.key, shape)?;
         let change = RowChange::between(digest(&self.digest_a)?, digest(&self.digest_b)?);
         match change {
             Some(change) if Kind::of(change) == self.kind => Ok(PlannedRow {
-                key: RowKey(key),
-                change,
                 columns: self.columns.clone(),
+                ..PlannedRow::new(key, change)
             }),
             _ => Err("the digests do not belong to that kind of difference".to_owned()),
         }
     }
 }
 
-fn line(value: &impl Serialize) -> String {
+/// A row's key in a file.
+pub(in crate::commands) fn key(
+    texts: &Map<String, Value>,
+    shape: &RowShape,
+) -> Result<RowKey, String> {
+    let part = |name: &Identifier| {
+        let value = texts.get(name.as_str()).and_then(Value::as_str);
+        let value = value.map(str::to_owned);
+        value.ok_or_else(|| format!("the key has no text for the column {name}"))
+    };
+    let key: Vec<String> = shape.key.iter().map(part).collect::<Result<_, _>>()?;
+    if key.is_empty() || texts.len() != key.len() {
+        return Err("the key has other columns than the table's".to_owned());
+    }
+    if key.iter().map(String::len).sum::<usize>() > REPAIR_KEY_MAX {
+        return Err(format!("the key is longer than {REPAIR_KEY_MAX} bytes"));
+    }
+    Ok(RowKey(key))
+}
+
+/// The same, written.
+pub(in crate::commands) fn texts(key: &RowKey, shape: &RowShape) -> Map<String, Value> {
+    let names = shape.key.iter().map(|name| name.as_str().to_owned());
+    let values = key.0.iter().map(|value| Value::from(value.clone()));
+    names.zip(values).collect()
+}
+
+/// A digest in a file.
+pub(in crate::commands) fn digest(text: &Option<String>) -> Result<Option<RowDigest>, String> {
+    match text {
+        None => Ok(None),
+        Some(text) => match u128::from_str_radix(text, 16) {
+            Ok(digest) if text.len() == 32 => Ok(Some(RowDigest(digest))),
+            _ => Err("a digest is 32 hexadecimal digits".to_owned()),
+        },
+    }
+}
+
+/// The same, written.
+pub(in crate::commands) fn hexadecimal(digest: RowDigest) -> String {
+    format!("{:032x}", digest.0)
+}
+
+pub(in crate::commands) fn line(value: &impl Serialize) -> String {
     // Names, texts and numbers always are.
     let mut line = serde_json::to_string(value).unwrap_or_default();
     line.push('\n');
@@ -388,7 +409,7 @@ fn line(value: &impl Serialize) -> String {
 }
 
 /// Without the place, which is always within the line.
-fn reason(error: &serde_json::Error) -> String {
+pub(in crate::commands) fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
         Some(at) => text[..at].to_owned(),

@@ -30,7 +30,7 @@ use super::{findings, switchover};
 pub(crate) use snapshot::{generated, key, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 26] = [
+const NUMERIC: [&str; 28] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -49,6 +49,8 @@ const NUMERIC: [&str; 26] = [
     "repaired",
     "changed",
     "failed",
+    "rows_written_a",
+    "rows_written_b",
     "tables",
     "tables_unequal",
     "wal_held",
@@ -292,7 +294,8 @@ fn good_event(method: Option<Method>) -> &'static str {
             | Method::Native
             | Method::Backup
             | Method::Stored
-            | Method::Load,
+            | Method::Load
+            | Method::Merge,
         )
         | None => "init.completed",
     }

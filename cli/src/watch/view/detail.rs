@@ -322,7 +322,7 @@ fn to_come(job: &JobView) -> Vec<Phase> {
     };
     let all: &[Phase] = match job.spec.method {
         Method::Native => &NATIVE_PHASES,
-        Method::Backup => &BACKUP_PHASES,
+        Method::Backup | Method::Merge => &BACKUP_PHASES,
         Method::Load => &LOAD_PHASES,
         Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Add => &SNAPSHOT_PHASES,
         Method::Drop => &[],

@@ -66,6 +66,7 @@ impl<S: Store> Driver<S> {
             | Purpose::Compare(Pair { node, .. }, After::Sequences { .. }) => {
                 self.sequences_failed(&node, &fault, now);
             }
+            Purpose::SetApart(setting) => self.not_set_apart(&setting, fault, now),
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
             Purpose::AwaitBeforeDetach(detaching) => self.not_waited(*detaching, fault, now),
             Purpose::RemoveLeft(node, left) => Self::left_stays(&node, &left, &fault),

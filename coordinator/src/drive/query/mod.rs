@@ -24,6 +24,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, Snapshot
 
 use super::detach::Detaching;
 use super::doctor::Look;
+use super::merge::SettingApart;
 use super::repair::Repairing;
 use super::schema::{After, Pair};
 use super::stored_check::StoredLook;
@@ -115,6 +116,8 @@ pub(super) enum Purpose {
     AdmitRepair(Box<Repairing>),
     /// Write the page.
     Repair(Box<Repairing>),
+    /// Set the sequences of two nodes apart.
+    SetApart(Box<SettingApart>),
     /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
     /// Wait until a node has applied what was written, before it is detached.
@@ -161,6 +164,7 @@ impl Purpose {
             | Self::AdmitVerify(_)
             | Self::Verify(_)
             | Self::AdmitRepair(_)
+            | Self::SetApart(_)
             | Self::Sweep(_)
             | Self::AwaitBeforeDetach(_)
             | Self::RaiseSequences(_)
@@ -199,6 +203,11 @@ impl AgentQuery {
     /// Whether it retries missing objects on that node.
     pub(super) fn rebuilds(&self, node: &NodeId) -> bool {
         self.course.on == *node && matches!(self.purpose, Purpose::Rebuild(_))
+    }
+
+    /// Whether it sets the sequences of that job's nodes apart.
+    pub(super) fn sets_apart(&self, job: JobId) -> bool {
+        matches!(&self.purpose, Purpose::SetApart(setting) if setting.is_for(job))
     }
 
     /// Whether it removes what is left on that node.
@@ -417,6 +426,9 @@ impl<S: Store> Driver<S> {
             (Purpose::AdmitRepair(page), Outcome::Done) => return Some(self.write_page(page)),
             (Purpose::Repair(page), Outcome::Repaired(report)) => {
                 self.repaired(*page, *report, now);
+            }
+            (Purpose::SetApart(setting), outcome) => {
+                return self.setting_apart(*setting, (&course.on, outcome), now);
             }
             (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
                 return self.looked_before_prepare(spec, &facts, ticket);

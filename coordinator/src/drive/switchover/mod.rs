@@ -15,7 +15,7 @@ use steep_protocol::message::handover::Replication;
 use steep_protocol::message::switchover::{
     Closing, SwitchoverCommand, SwitchoverStep as Step, SwitchoverView,
 };
-use steep_protocol::message::verify::{Comparing, RowAccess, RowValues, VerifyTables};
+use steep_protocol::message::verify::{Comparing, ModifiedBy, RowAccess, RowValues, VerifyTables};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, limits};
 use tokio::sync::watch;
 
@@ -211,6 +211,7 @@ impl<S: Store> Driver<S> {
                 values: RowValues::Hidden,
                 parallel: limits::WORKERS_DEFAULT,
                 max_rate: None,
+                modified: ModifiedBy::NotAsked,
             }))),
             Step::CloseNew => switchover(SwitchoverCommand::Close(Closing::New)),
             Step::StopWrites => switchover(SwitchoverCommand::Close(Closing::Old {

@@ -248,6 +248,12 @@ impl<S: Store> Driver<S> {
                 "only a replica can take over: see steep-repl nodes, or make one with steep-repl init {to} --from {from}"
             )));
         }
+        if self.are_merged(from, to) {
+            let text = format!("{from} and {to} are merged: both take writes already");
+            let hint =
+                "point the applications at the other node; steep-repl detach ends the replication";
+            return Err(Fault::new(FaultKind::Failed, text).on(to).hint(hint));
+        }
         let state = self.state_of(to);
         if state != NodeState::Synchronized {
             let text = format!("it is {state}, and only a synchronized replica can take over");

@@ -16,11 +16,8 @@ use crate::testing::{node, spec};
 
 fn page(a: &str, b: &str, (page, pages): (u32, u32), rows: usize) -> RepairSpec {
     let digest = RowDigest(1);
-    let row = PlannedRow {
-        key: RowKey(vec!["7".to_owned()]),
-        change: RowChange::Insert { source: digest },
-        columns: Vec::new(),
-    };
+    let change = RowChange::Insert { source: digest };
+    let row = PlannedRow::new(RowKey(vec!["7".to_owned()]), change);
     let database = DatabaseId {
         system: 1,
         database: 1,

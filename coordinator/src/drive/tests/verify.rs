@@ -6,7 +6,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::Order;
 use steep_protocol::message::verify::{
-    Comparing, RowValues, TableReport, VerifyReport, VerifySpec,
+    Comparing, ModifiedBy, RowValues, TableReport, VerifyReport, VerifySpec,
 };
 use steep_protocol::{FaultKind, Phase, TableName};
 use tokio::sync::watch;
@@ -27,6 +27,7 @@ fn wanted(a: &str, b: &str) -> VerifySpec {
         values: RowValues::Hidden,
         parallel: 2,
         max_rate: None,
+        modified: ModifiedBy::NotAsked,
     }
 }
 

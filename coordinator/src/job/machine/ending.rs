@@ -125,6 +125,7 @@ impl Turn {
             | JobEvent::SnapshotLost
             | JobEvent::SnapshotReplaced
             | JobEvent::Sealed
+            | JobEvent::Merge(_)
             | JobEvent::SpoolLost { .. } => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Adjust(change) => self.adjust(change)?,

@@ -79,8 +79,21 @@ pub enum JobEvent {
     },
     /// An operator changes the terms of a running job.
     Adjust(Adjustment),
+    /// Of a merge.
+    Merge(MergeNews),
     /// Time has passed.
     Tick,
+}
+
+/// What becomes of a merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeNews {
+    /// Both nodes have passed their preflight, and their sequences are set apart.
+    Apart,
+    /// So many rows were written to the target.
+    Written(u64),
+    /// The rows of both nodes are proved to be equal.
+    Proved,
 }
 
 /// How an agent's session ended.

@@ -50,6 +50,8 @@ impl Turn {
             }
             JobEvent::Down { side, since, .. } => self.left(side, since),
             JobEvent::Server { side, answers } => _ = self.saw_server(side, answers),
+            // Such a job keeps nothing.
+            JobEvent::Merge(_) => {}
             JobEvent::Sealed => self.job.attempt.sealed = true,
             JobEvent::SpoolLost { fault } => {
                 self.job.attempt.sealed = false;
@@ -200,7 +202,7 @@ fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
         // It goes on copying to its end.
         Method::Load => false,
         // They are not kept.
-        Method::Add | Method::Drop | Method::Reinit => false,
+        Method::Add | Method::Drop | Method::Reinit | Method::Merge => false,
         Method::Native => step > Step::NativeCopy,
         Method::Backup => step > Step::PrepareTarget,
     };

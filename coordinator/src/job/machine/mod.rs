@@ -3,7 +3,7 @@
 //! Owns the flow of a job: [`step`] takes a job and an event and returns the new job and the effects to
 //! carry out. Pure: it sends nothing, stores nothing and knows no clock. `working` leads from the first
 //! command to SYNCHRONIZED, `faults` decides what a fault means for the job, `ending` stops it and cleans
-//! up, `epochs` goes on with another snapshot, `returns` with agents that are back, `change` lets tables join or leave a replication that goes on, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
+//! up, `epochs` goes on with another snapshot, `returns` with agents that are back, `change` lets tables join or leave a replication that goes on, `merge` has two nodes wait for each other, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
 //! - a cancel always leads to a closed job once the agents answer;
@@ -19,6 +19,7 @@ mod epochs;
 mod event;
 mod faults;
 mod kept;
+mod merge;
 mod returns;
 mod terms;
 mod working;
@@ -32,7 +33,7 @@ use jiff::Timestamp;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{CommandId, Fault, Phase};
 
-pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot};
+pub use event::{Counted, Effect, Finish, JobEvent, MergeNews, Parting, Refused, Snapshot};
 pub use terms::Terms;
 
 use super::health::Bounds;
@@ -174,6 +175,7 @@ impl Turn {
             | JobEvent::SpoolLost { .. }
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
+            | JobEvent::Merge(_)
             | JobEvent::Tick => Ok(()),
         }
     }

@@ -97,6 +97,7 @@ impl Turn {
             JobEvent::GiveUp => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Adjust(change) => self.adjust(change)?,
+            JobEvent::Merge(news) => self.merged(step, news),
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())
@@ -211,7 +212,9 @@ impl Turn {
                 | Outcome::WriteState(_)
                 | Outcome::Compared(_)
                 | Outcome::Listed(_)
-                | Outcome::Repaired(_),
+                | Outcome::Repaired(_)
+                | Outcome::Sequences(_)
+                | Outcome::SequencesPassed(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
@@ -251,12 +254,14 @@ impl Turn {
         match step {
             Step::Copy => self.copied(),
             Step::Prove | Step::ProveCopy => self.prove(step),
+            // Only the other node's job, and a proof, lead on from there.
+            Step::Apart | Step::Merge => {}
             _ => self.leave(step),
         }
     }
 
     /// Completes a step: starts the next one, or has succeeded.
-    fn leave(&mut self, step: Step) {
+    pub(super) fn leave(&mut self, step: Step) {
         let method = self.job.spec.method;
         for event in step.brings(method) {
             self.bring(*event);
@@ -431,7 +436,8 @@ impl Turn {
             return self.retry_due(step);
         }
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
-        if after(self.job.began_at, limit) <= self.now {
+        // Rows may be merged for days, as long as the operator takes to decide.
+        if step != Step::Merge && after(self.job.began_at, limit) <= self.now {
             let text = format!("the job exceeded its time limit of {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
                 .on(&self.job.spec.target)

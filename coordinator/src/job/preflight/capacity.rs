@@ -34,7 +34,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 
     findings.extend(wal_level(&source));
     let slots = 1 + table_workers;
-    if !pair.is_restored() {
+    if pair.makes_slot() {
         findings.extend(slot_room(&source, slots));
     }
     findings.extend(room(

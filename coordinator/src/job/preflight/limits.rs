@@ -19,11 +19,14 @@ const SHORT_WAL_SENDER_TIMEOUT: i64 = 10_000;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let (source, target) = (pair.source_end(), pair.target_end());
-    if !matches!(pair.spec.method, Method::Native | Method::Backup) {
+    if !matches!(
+        pair.spec.method,
+        Method::Native | Method::Backup | Method::Merge
+    ) {
         findings.extend(slot_idle_timeout(pair, &source));
         findings.extend(old_snapshots(&source));
     }
-    if !pair.is_restored() {
+    if pair.makes_slot() {
         findings.extend(slot_wal_limit(pair, &source));
     }
     findings.extend(wal_sender_timeout(&source));

@@ -6,7 +6,7 @@ use steep_protocol::message::job::{Method, ReplicationNames};
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness, Tool};
 
 use super::super::lineage::{Around, Graph, Step};
-use super::text::{all_names, counted, names};
+use super::text::{all_names, counted, names, version};
 use super::{Pair, Text, error, warning};
 
 /// The oldest version whose subscriptions can filter changes by origin.
@@ -20,6 +20,7 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
     }
     findings.extend(feedback(pair, around));
     findings.extend(followers(pair, around));
+    findings.extend(merged(pair, around));
     findings.extend(
         pair.target
             .subscribed
@@ -35,7 +36,7 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
 /// Which of the source's changes the subscription receives: all, unless the target's own changes would
 /// come back with them.
 pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
-    if way_back(pair, &graph(pair, around)).is_empty() {
+    if pair.spec.method != Method::Merge && way_back(pair, &graph(pair, around)).is_empty() {
         ChangeOrigin::Any
     } else {
         ChangeOrigin::None
@@ -140,6 +141,44 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
                     "{target} can only receive changes made on {source} itself, or its own would come back; changes that {source} receives from others would be missing without any error"
                 ),
                 "drop those subscriptions, or the one that leads back",
+            ),
+        ));
+    }
+    found
+}
+
+/// What two nodes that are merged need beside a path in each direction.
+fn merged(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
+    if pair.spec.method != Method::Merge {
+        return Vec::new();
+    }
+    let (source, target) = (&pair.spec.source, &pair.spec.target);
+    let mut found = Vec::new();
+    for end in pair.ends() {
+        if end.server.version < KNOWS_ORIGINS {
+            found.push(error(
+                "merge_needs_origins",
+                end.node,
+                Text::new(
+                    format!("it is PostgreSQL {}", version(end.server.version)),
+                    "subscriptions know where a change was made only since PostgreSQL 16: before, each change would come back to its origin",
+                    "upgrade both servers to PostgreSQL 16 or newer",
+                ),
+            ));
+        }
+    }
+    let graph = graph(pair, around);
+    let others = graph.others(source, target);
+    // With a way back, that is told already.
+    if !others.is_empty() && way_back(pair, &graph).is_empty() {
+        let others: Vec<String> = others.into_iter().map(str::to_owned).collect();
+        found.push(error(
+            "changes_would_be_missed",
+            source,
+            Text::new(
+                format!("{source} receives changes of others by {}", all_names(&others)),
+                format!("{target} receives only changes made on {source} itself: those of others would be missing without any error"),
+                "drop those subscriptions first",
             ),
         ));
     }

@@ -214,9 +214,14 @@ impl<'a> Pair<'a> {
         self.target.user_tables == 0 && !self.is_restored()
     }
 
-    /// Whether the rows were restored from a backup.
+    /// Whether the job makes its slot.
+    fn makes_slot(&self) -> bool {
+        self.spec.method != Method::Backup
+    }
+
+    /// Whether the rows are there before the job: from a backup, or to be merged.
     fn is_restored(&self) -> bool {
-        self.spec.method == Method::Backup
+        matches!(self.spec.method, Method::Backup | Method::Merge)
     }
 }
 

@@ -12,7 +12,10 @@ const RUNS_AS_TABLE_OWNER: u32 = 160_000;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let target = &pair.target.server;
-    let by_postgresql = matches!(pair.spec.method, Method::Native | Method::Backup);
+    let by_postgresql = matches!(
+        pair.spec.method,
+        Method::Native | Method::Backup | Method::Merge
+    );
     let as_owner = target.version >= RUNS_AS_TABLE_OWNER;
     let (calls, of_indexes) = if pair.schema_is_created() {
         (&pair.source.owner_code, &pair.source.index_code)

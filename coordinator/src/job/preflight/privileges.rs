@@ -11,6 +11,9 @@ use super::{End, Pair, Text, error, info};
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let target = pair.target_end();
     if pair.is_restored() {
+        if pair.spec.method == Method::Merge {
+            judge_source(pair, findings);
+        }
         findings.extend(create(&target));
         findings.extend(subscribe(&target));
         findings.extend(advance_origin(&target, Origin::Start));

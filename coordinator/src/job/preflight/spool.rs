@@ -31,6 +31,7 @@ pub(super) fn choose(spec: &JobSpec, source: &SourceFacts) -> Spooling {
         (
             Method::Native
             | Method::Backup
+            | Method::Merge
             | Method::Stored
             | Method::Load
             | Method::Add

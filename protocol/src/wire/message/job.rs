@@ -32,6 +32,9 @@ pub enum Method {
     Drop,
     /// Like a snapshot, of tables that a node follows already: they get new rows, all at once (`reinit`).
     Reinit,
+    /// Not at all: both nodes have rows of their own, which are merged (`--mode bidirectional-merge`). Each of the two has
+    /// such a job, with the other as its source.
+    Merge,
 }
 
 impl Method {
@@ -48,6 +51,7 @@ impl Method {
             Self::Add => "add",
             Self::Drop => "drop",
             Self::Reinit => "reinit",
+            Self::Merge => "bidirectional-merge",
         }
     }
 
@@ -62,7 +66,8 @@ impl Method {
             | Self::Backup
             | Self::Add
             | Self::Drop
-            | Self::Reinit => false,
+            | Self::Reinit
+            | Self::Merge => false,
         }
     }
 
@@ -76,7 +81,8 @@ impl Method {
             | Self::Native
             | Self::Backup
             | Self::Stored
-            | Self::Load => false,
+            | Self::Load
+            | Self::Merge => false,
         }
     }
 
@@ -91,7 +97,8 @@ impl Method {
             | Self::Stored
             | Self::Add
             | Self::Drop
-            | Self::Reinit => true,
+            | Self::Reinit
+            | Self::Merge => true,
             Self::Load => false,
         }
     }

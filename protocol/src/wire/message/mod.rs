@@ -1,7 +1,8 @@
 //! Control messages, by their ends.
 //!
 //! [`api`]: CLI and coordinator. [`agent`]: agents and coordinator. [`peer`]: agent and agent, with
-//! [`verify`], the conversation of two agents that compare rows, and [`repair`], what is written of it. All
+//! [`verify`], the conversation of two agents that compare rows, [`repair`], what is written of it, and [`merge`],
+//! what two nodes need that are merged. All
 //! of them use [`schema`], [`handover`] (nodes restored from a backup), [`switchover`], [`lineage`] (a node's
 //! database and subscriptions), [`identity`] (replica identities) and [`feature`] (what servers may
 //! lack). Messages are plain data; the session defines their order.
@@ -16,6 +17,7 @@ pub mod handover;
 pub mod identity;
 pub mod job;
 pub mod lineage;
+pub mod merge;
 pub mod peer;
 pub mod repair;
 pub mod schema;

@@ -76,6 +76,45 @@ pub struct PlannedRow {
     pub change: RowChange,
     /// The columns in which the two rows differ, where both have it.
     pub columns: Vec<Identifier>,
+    /// Of a merge, where both have it: which of them was modified last, if that was asked and can be told.
+    pub newer: Option<MergeSide>,
+    /// Of a merge: another row that stands in the way of this one.
+    pub clash: Option<Clash>,
+}
+
+/// One of the two nodes of a merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeSide {
+    /// The first, which the operator named as the target.
+    A,
+    /// The second, which the operator named as the source.
+    B,
+}
+
+/// A row with another key and the same values in a unique index.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Clash {
+    /// Where it is.
+    pub on: MergeSide,
+    /// The columns of the index.
+    pub columns: Vec<Identifier>,
+    /// Its key.
+    pub key: RowKey,
+}
+
+impl PlannedRow {
+    /// A row of which only that is known.
+    #[must_use]
+    pub fn new(key: RowKey, change: RowChange) -> Self {
+        Self {
+            key,
+            change,
+            columns: Vec::new(),
+            newer: None,
+            clash: None,
+        }
+    }
 }
 
 impl PlannedRow {
@@ -84,7 +123,12 @@ impl PlannedRow {
     pub fn size(&self) -> usize {
         let key: usize = self.key.0.iter().map(|part| part.len() + 4).sum();
         let columns: usize = self.columns.iter().map(|c| c.as_str().len() + 2).sum();
-        key + columns + 48
+        let clash = self.clash.iter().map(|clash| {
+            let names = clash.columns.iter().map(|c| c.as_str().len() + 2);
+            let key = clash.key.0.iter().map(|part| part.len() + 4);
+            names.chain(key).sum::<usize>() + 8
+        });
+        key + columns + clash.sum::<usize>() + 48
     }
 }
 

@@ -7,10 +7,10 @@ fn name(text: &str) -> Identifier {
 }
 
 fn row(key: &[&str], change: RowChange, columns: &[&str]) -> PlannedRow {
+    let key = RowKey(key.iter().map(|part| (*part).to_owned()).collect());
     PlannedRow {
-        key: RowKey(key.iter().map(|part| (*part).to_owned()).collect()),
-        change,
         columns: columns.iter().map(|column| name(column)).collect(),
+        ..PlannedRow::new(key, change)
     }
 }
 

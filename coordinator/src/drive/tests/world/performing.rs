@@ -39,6 +39,8 @@ impl World {
                 Outcome::Done
             }
             Command::Node(NodeCommand::Switchover(command)) => self.switch(name, job, command),
+            Command::Node(NodeCommand::ReadSequences) => Outcome::Sequences(Vec::new()),
+            Command::Node(NodeCommand::SetSequences(_)) => Outcome::SequencesPassed(Vec::new()),
         }
     }
 

@@ -8,6 +8,7 @@ mod epochs;
 mod forward;
 mod histories;
 mod keeping;
+mod merge;
 mod retrying;
 mod samples;
 mod terms;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::job::TableFilter;
+use super::super::merge::SetSequences;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::StoredPlace;
 use super::super::switchover::SwitchoverCommand;
@@ -52,4 +53,8 @@ pub enum NodeCommand {
         /// The tables; a partitioned one stands for its partitions.
         tables: Vec<TableName>,
     },
+    /// How far the sequences of users are used.
+    ReadSequences,
+    /// Give sequences other values.
+    SetSequences(SetSequences),
 }

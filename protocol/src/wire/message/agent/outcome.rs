@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
+use super::super::merge::SequenceState;
 use super::super::repair::RepairReport;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use super::super::switchover::{SwitchoverFacts, WriteState, WritesStopped};
 use super::super::tables::TableList;
 use super::super::verify::VerifyReport;
-use crate::wire::{ByteCount, Lsn, RowCount};
+use crate::wire::{ByteCount, Lsn, RowCount, TableName};
 
 /// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +99,11 @@ pub enum Outcome {
     Listed(TableList),
     /// Of `TargetCommand::Repair`.
     Repaired(Box<RepairReport>),
+    /// Of `NodeCommand::ReadSequences`.
+    Sequences(Vec<SequenceState>),
+    /// Of `NodeCommand::SetSequences`: some of those that had handed out later values meanwhile.
+    /// Nothing is set then.
+    SequencesPassed(Vec<TableName>),
 }
 
 /// What setting a node's sequences to its source's came to.

@@ -212,6 +212,11 @@ impl NodeCommand {
                 .named("check_snapshot")
                 .within(Policy::REMOVAL.limit),
             Self::Switchover(command) => command.policy(),
+            Self::ReadSequences => Policy::QUESTION.named("read_sequences"),
+            // It waits for transactions that use them.
+            Self::SetSequences(_) => Policy::QUESTION
+                .named("set_sequences")
+                .within(Duration::from_secs(300)),
         }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, NewTables, TableFilter};
+use super::super::merge::MergeSpec;
 use super::super::repair::RepairSpec;
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
 use super::super::switchover::SwitchoverSpec;
@@ -225,6 +226,11 @@ pub enum Order {
         /// Tables that were compared, without examples; at most [`crate::limits::VERIFY_DONE_MAX`] bytes.
         done: Vec<TableReport>,
     },
+    /// [`ApiReply::End`] once changes flow both ways between two nodes that are merged. Idempotent: it goes on whether or
+    /// not anyone waits.
+    Merge(Box<MergeSpec>),
+    /// [`ApiReply::Repaired`]: a page of a plan is written to a node that is being merged with the other one.
+    MergePage(Box<RepairSpec>),
 }
 
 /// Arguments of [`Order::Detach`].

@@ -55,6 +55,21 @@ pub enum Comparing {
     /// What has to be written to the second node, a replica of the first, to make it equal: the report has a plan in
     /// place of examples.
     Repair,
+    /// What has to be written to either node to make both equal, where both have rows of their own: the report has a plan in
+    /// place of examples. Rows are told apart by keys alone.
+    Merge,
+}
+
+/// How to tell which of two rows with the same key was modified last.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ModifiedBy {
+    /// Nobody wants to know.
+    #[default]
+    NotAsked,
+    /// By this column: a time, a date or a whole number.
+    Column(Identifier),
+    /// By the time at which the transaction that wrote the row was committed (`track_commit_timestamp`).
+    CommitTime,
 }
 
 /// What an operator wants compared.
@@ -74,6 +89,8 @@ pub struct VerifySpec {
     pub parallel: u8,
     /// Heap bytes read in a second, on each server.
     pub max_rate: Option<ByteCount>,
+    /// Of [`Comparing::Merge`].
+    pub modified: ModifiedBy,
 }
 
 /// Arguments of the command to the target's agent.
@@ -91,6 +108,8 @@ pub struct VerifyTables {
     pub parallel: u8,
     /// See [`VerifySpec::max_rate`].
     pub max_rate: Option<ByteCount>,
+    /// See [`VerifySpec::modified`].
+    pub modified: ModifiedBy,
 }
 
 /// A question of the conversation.
@@ -146,6 +165,27 @@ pub enum VerifyAsk {
         /// The longest row whose values are wanted, in bytes of text; for all keys at most
         /// [`crate::limits::REPAIR_ROW_MAX`].
         longest: u32,
+    },
+    /// When rows were modified, by key. Answered with [`VerifyReply::Modified`].
+    Modified {
+        /// The rows.
+        keys: Vec<RowKey>,
+        /// By what.
+        by: ModifiedBy,
+    },
+    /// Some columns of rows by key, of an agent that was admitted to repair. Answered with [`VerifyReply::Values`].
+    Values {
+        /// The rows.
+        keys: Vec<RowKey>,
+        /// The columns of a unique index.
+        columns: Vec<Identifier>,
+    },
+    /// The keys of rows by the columns of a unique index. Answered with [`VerifyReply::Holders`].
+    Holders {
+        /// The columns.
+        columns: Vec<Identifier>,
+        /// Their values.
+        values: Vec<RowKey>,
     },
 }
 
@@ -204,6 +244,12 @@ pub enum VerifyReply {
     },
     /// The same with values.
     Fetched(Vec<Option<FetchedRow>>),
+    /// One entry for each key: larger numbers are later; `None` where there is no such row or it does not say.
+    Modified(Vec<Option<i128>>),
+    /// One entry for each key; `None` where there is no such row, or one of its columns is NULL.
+    Values(Vec<Option<RowKey>>),
+    /// One entry for each list of values: the key of the row that has them.
+    Holders(Vec<Option<RowKey>>),
 }
 
 /// A table's size.
@@ -222,6 +268,8 @@ pub struct OpenedTable {
     pub columns: Vec<VerifyColumn>,
     /// Columns of its unique keys without NULLs, the primary key first.
     pub keys: Vec<Vec<Identifier>>,
+    /// Columns of all its unique indexes that can be looked up.
+    pub uniques: Vec<Vec<Identifier>>,
     /// Heap pages of its leaf partitions, or of itself.
     pub pages: Vec<u32>,
     /// Rows, as the planner estimates.

@@ -15,7 +15,7 @@ pub struct VerifyReport {
     pub tables: Vec<TableReport>,
     /// How the two nodes hang together.
     pub relation: Relation,
-    /// Of [`Comparing::Repair`](super::Comparing::Repair).
+    /// Of [`Comparing::Repair`](super::Comparing::Repair) and [`Comparing::Merge`](super::Comparing::Merge).
     pub plan: Option<RepairPlan>,
 }
 

@@ -65,14 +65,11 @@ fn the_longest_report_fits_a_frame() {
     assert!(bytes.len() < CONTROL_FRAME_MAX, "{}", bytes.len());
 
     // A plan takes the place of examples.
-    let row = PlannedRow {
-        key: RowKey(vec!["x".to_owned()]),
-        change: RowChange::Replace {
-            source: RowDigest(u128::MAX),
-            target: RowDigest(u128::MAX),
-        },
-        columns: Vec::new(),
+    let change = RowChange::Replace {
+        source: RowDigest(u128::MAX),
+        target: RowDigest(u128::MAX),
     };
+    let row = PlannedRow::new(RowKey(vec!["x".to_owned()]), change);
     let database = DatabaseId {
         system: u64::MAX,
         database: u32::MAX,
