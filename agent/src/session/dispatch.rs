@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use steep_archive::Keys;
 use steep_protocol::message::agent::{
-    Command, Comparison, CopyParts, NodeCommand, Outcome, PeerAddress, SlotOrigin, SourceCommand,
-    TargetCommand,
+    Command, Comparison, CopyParts, Outcome, PeerAddress, SlotOrigin, SourceCommand, TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
@@ -35,12 +34,11 @@ use crate::peer::fetch::copy;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::join::Leaving;
-use crate::replication::{apart, fence, prepared};
+use crate::replication::{fence, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{self, SourceJobs, slot};
 use crate::stored::{self, Reader, carried::Carried};
-use crate::switchover;
 use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::Telemetry;
@@ -116,51 +114,7 @@ impl Agent {
         match command {
             Command::Source(command) => self.as_source(task, command).await,
             Command::Target(command) => self.as_target(task, command).await,
-            Command::Node(NodeCommand::DescribeSchema { filter, cursor }) => {
-                self.describe(&filter, cursor).await
-            }
-            Command::Node(NodeCommand::CaptureFingerprints) => {
-                let tables = target::capture_fingerprints(task).await?;
-                Ok(Outcome::Captured { tables })
-            }
-            Command::Node(NodeCommand::FindStored { location }) => {
-                let found = stored::carried::find(&self.reader(), &location).await?;
-                Ok(Outcome::Found(found))
-            }
-            Command::Node(NodeCommand::ListTables {
-                replication,
-                filter,
-            }) => {
-                let listed = snapshot::list(task, replication, &filter).await?;
-                Ok(Outcome::Listed(listed))
-            }
-            Command::Node(NodeCommand::CheckFollowed {
-                replication,
-                tables,
-            }) => {
-                snapshot::check_replicated(task, replication, &tables).await?;
-                Ok(Outcome::Done)
-            }
-            Command::Node(NodeCommand::CheckPlace { location }) => {
-                stored::check_place(&location, &self.node).await?;
-                Ok(Outcome::Done)
-            }
-            Command::Node(NodeCommand::CheckStored { place }) => {
-                stored::check_loadable(&self.reader(), &place).await?;
-                Ok(Outcome::Done)
-            }
-            Command::Node(NodeCommand::Switchover(command)) => {
-                let steps = &self.switchover_steps;
-                let done = Box::pin(switchover::perform(task, command, steps)).await;
-                steps.notify_one();
-                done
-            }
-            Command::Node(NodeCommand::ReadSequences) => {
-                apart::read(task).await.map(Outcome::Sequences)
-            }
-            Command::Node(NodeCommand::SetSequences(wanted)) => apart::set(task, &wanted)
-                .await
-                .map(Outcome::SequencesPassed),
+            Command::Node(command) => self.as_node(task, command).await,
         }
     }
 
@@ -346,10 +300,9 @@ impl Agent {
                 parallel,
                 sequences,
             } => self.finish(task, source, (parallel, sequences)).await,
-            TargetCommand::Prove => {
-                let (parts, rows, bytes) = target::totals(task).await?;
-                Ok(Outcome::Totals { parts, rows, bytes })
-            }
+            TargetCommand::Prove => target::totals(task)
+                .await
+                .map(|(parts, rows, bytes)| Outcome::Totals { parts, rows, bytes }),
             TargetCommand::Release => {
                 self.reports.forget(job);
                 self.carried.forget(job);
@@ -468,7 +421,7 @@ impl Agent {
         SourceAgent::new(Arc::clone(&self.endpoint), source, job, links)
     }
 
-    async fn describe(
+    pub(super) async fn describe(
         &self,
         filter: &TableFilter,
         cursor: Option<SchemaCursor>,

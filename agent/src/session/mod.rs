@@ -6,6 +6,7 @@
 //! into a future, [`told`] logs it, [`observe`] looks at the server, [`report`] collects progress between sends. A shutdown
 //! goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
 
+mod asked;
 mod changing;
 mod commands;
 mod control;

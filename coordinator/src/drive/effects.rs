@@ -5,21 +5,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::{Afterwards, ApiReply, DetachedFrom};
-use steep_protocol::message::job::{CancelledData, Method};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
+use super::ended::{cancelled, changed, loaded};
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
-use super::{Answer, Driver, Live, Ticket, span};
+use super::{Answer, Driver, Ticket, span};
 use crate::job::change::Joining;
 use crate::job::machine::{Effect, Finish, JobEvent};
 use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
 use crate::store::{Columns, Store, Write};
-
-/// Most tables named in an event.
-const NAMED: usize = 5;
 
 impl<S: Store> Driver<S> {
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
@@ -303,18 +301,7 @@ impl<S: Store> Driver<S> {
                 );
                 (None, Note::info("init.completed", text))
             }
-            Finish::Loaded => {
-                let stored = live.job.stored.as_ref();
-                let snapshot = stored.map(|stored| stored.snapshot.to_string());
-                let text = format!(
-                    "{0} has the {1} rows of snapshot {2} of {3} after {seconds:.1} s, and does not follow {3}",
-                    live.job.spec.target,
-                    counted.rows.0,
-                    snapshot.unwrap_or_default(),
-                    live.job.spec.source
-                );
-                (None, Note::info("init.completed", text))
-            }
+            Finish::Loaded => (None, loaded(live, seconds)),
             Finish::Changed => (None, changed(live, seconds)),
             Finish::Failed(mut fault) => {
                 if let Some(next) = unfollowed {
@@ -456,52 +443,6 @@ impl<S: Store> Driver<S> {
         if afterwards == Afterwards::Forget {
             self.forget_node(&target, now);
         }
-    }
-}
-
-/// The tables of a node have changed.
-fn changed(live: &Live, seconds: f64) -> Note {
-    let job = &live.job;
-    let (target, source) = (&job.spec.target, &job.spec.source);
-    let tables = job.change.iter().flat_map(|change| &change.tables);
-    let named: Vec<String> = tables
-        .clone()
-        .take(NAMED)
-        .map(ToString::to_string)
-        .collect();
-    let more = match tables.count().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let named = named.join(", ");
-    if job.spec.method == Method::Drop {
-        let text = format!("{target} no longer follows {source} in {named}{more}; its rows stay");
-        return Note::info("tables.dropped", text);
-    }
-    let rows = live.copied.counted().done.rows.0;
-    if job.spec.method == Method::Reinit {
-        let text =
-            format!("{target} has {named}{more} anew from {source}: {rows} rows in {seconds:.1} s");
-        return Note::info("reinit.completed", text);
-    }
-    let text =
-        format!("{target} follows {source} in {named}{more} too: {rows} rows in {seconds:.1} s");
-    Note::info("tables.added", text)
-}
-
-/// What a cancel has done.
-fn cancelled(data: CancelledData, completed: bool, given_up: bool) -> &'static str {
-    match (given_up, completed, data) {
-        (true, _, _) => {
-            "what could be reached is removed; what stays is in the events init.given_up"
-        }
-        (false, true, _) => {
-            "slot, publication and subscription are removed; tables, rows and settings stay"
-        }
-        (false, false, CancelledData::Keep | CancelledData::Detach) => {
-            "slot, publication and subscription are removed; tables and rows are kept"
-        }
-        (false, false, CancelledData::Remove) => "everything that the job created is removed",
     }
 }
 

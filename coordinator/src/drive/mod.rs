@@ -23,6 +23,7 @@ mod doctor;
 mod drift;
 mod early;
 mod effects;
+mod ended;
 mod epochs;
 mod findings;
 mod following;
@@ -145,9 +146,7 @@ pub struct Driver<S> {
     rules: Rules,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
-    /// Whether somebody watches the whole cluster.
     cluster_lease: watchers::Lease,
-    /// The time of the last tick.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
     /// Jobs that were read from the store, until their targets have said what they are.

@@ -44,6 +44,7 @@ pub(crate) mod time;
 
 mod clock;
 mod needs;
+mod path;
 mod stage;
 mod totals;
 mod work;

@@ -94,7 +94,7 @@ fn what_cannot_be_done_is_said() {
         ("node_a", 'c', "nothing to cancel"),
         ("node_c", 'c', "nothing to cancel"),
         ("node_b", 'r', "c cancels it"),
-        ("node_c", 'r', "nothing to do"),
+        ("node_c", 'r', "steep-repl reinit --node node_c"),
         ("node_e", 'r', "offline"),
     ] {
         model.selected = Some(id(name));

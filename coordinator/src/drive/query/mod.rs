@@ -7,6 +7,7 @@
 
 mod compared;
 mod ends;
+mod looks;
 
 use std::time::Duration;
 
@@ -446,9 +447,6 @@ impl<S: Store> Driver<S> {
                 let verified = self.snapshot_verified(id, *verified);
                 self.answer(ticket, verified);
             }
-            (Purpose::FindSnapshot(ticket), Outcome::Found(found)) => {
-                self.answer(ticket, Ok(ApiReply::Found(found).into()));
-            }
             (Purpose::ListTables(node, ticket), Outcome::Listed(listed)) => {
                 let listed = self.tables_listed(&node, listed);
                 self.answer(ticket, Ok(ApiReply::Tables(listed).into()));
@@ -475,34 +473,5 @@ impl<S: Store> Driver<S> {
             (purpose, outcome) => return self.other_step(&course.on, purpose, outcome, now),
         }
         None
-    }
-
-    /// The same of a look before a switchover, and of what is no such outcome.
-    fn other_step(
-        &mut self,
-        on: &NodeId,
-        purpose: Purpose,
-        outcome: Outcome,
-        now: Timestamp,
-    ) -> Next {
-        match (purpose, outcome) {
-            (Purpose::LookAtWayBack(looking), Outcome::SourceFacts(facts)) => {
-                self.look_at_follower(looking, facts)
-            }
-            (Purpose::LookAtFollower(looking, source), Outcome::TargetFacts(target)) => {
-                self.looked_at_follower(looking, &source, &target)
-            }
-            (Purpose::LookAtOld(looking), Outcome::SwitchoverFacts(facts)) => {
-                Self::look_at_new(looking, facts)
-            }
-            (Purpose::LookAtNew(looking, old), Outcome::SwitchoverFacts(facts)) => {
-                self.looked_before_switchover(*looking, &old, &facts, now);
-                None
-            }
-            (purpose, _) => {
-                self.query_failed(purpose, Fault::unexpected_answer(on), now);
-                None
-            }
-        }
     }
 }

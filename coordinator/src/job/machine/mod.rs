@@ -19,6 +19,7 @@ mod epochs;
 mod event;
 mod faults;
 mod kept;
+mod limits;
 mod merge;
 mod returns;
 mod terms;

@@ -26,11 +26,17 @@ WITH RECURSIVE used AS (
         AND d.objid IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = ANY ($1))
         AND d.refclassid <> 'pg_class'::regclass
     UNION
-    SELECT d.refclassid, d.refobjid FROM used u
-        JOIN pg_depend d ON d.classid = u.class AND d.objid = u.oid
-    WHERE u.class IN ('pg_type'::regclass, 'pg_class'::regclass, 'pg_proc'::regclass, 'pg_opclass'::regclass)
-        AND (d.refclassid <> 'pg_class'::regclass
-            OR EXISTS (SELECT FROM pg_class c WHERE c.oid = d.refobjid AND c.relkind = 'c'))
+    SELECT n.class, n.oid FROM used u CROSS JOIN LATERAL (
+        SELECT d.refclassid AS class, d.refobjid AS oid FROM pg_depend d
+        WHERE d.classid = u.class AND d.objid = u.oid
+            AND u.class IN ('pg_type'::regclass, 'pg_class'::regclass, 'pg_proc'::regclass, 'pg_opclass'::regclass)
+            AND (d.refclassid <> 'pg_class'::regclass
+                OR EXISTS (SELECT FROM pg_class c WHERE c.oid = d.refobjid AND c.relkind = 'c'))
+        UNION ALL
+        -- A composite type has its columns' types by its relation, which depends on it.
+        SELECT 'pg_class'::regclass::oid, c.oid FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c'
+        WHERE u.class = 'pg_type'::regclass AND t.oid = u.oid
+    ) n
 )
 SELECT 't', u.oid, NULL FROM used u WHERE u.class = 'pg_type'::regclass
 UNION ALL SELECT 'x', 0, e.extname::text FROM used u JOIN pg_extension e
