@@ -7,8 +7,8 @@ use steep_protocol::limits::{
 };
 use steep_protocol::message::repair::{FetchedRow, Horizon, RowVersion, SeenRow};
 use steep_protocol::message::verify::{
-    BucketSum, ColumnText, HeapRange, KeyedRow, RowAccess, RowDigest, RowKey, RowShape, RowValues,
-    Sieve, Summed, VerifyAsk, VerifyReply,
+    BucketSum, ColumnText, HeapRange, KeyedRow, ListedTables, RowAccess, RowDigest, RowKey,
+    RowShape, RowValues, Sieve, Summed, VerifyAsk, VerifyReply,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, Lsn, NodeId, TableName};
 use tokio_postgres::error::SqlState;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ask;
 use super::catalog::{self, Table};
+use super::choice;
 use super::examples::rows_at_once;
 use super::sql::{Encoding, Reading};
 use crate::pg::{PgError, Session};
@@ -95,6 +96,10 @@ impl Answerer {
     async fn answer(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
         match ask {
             VerifyAsk::List(which) => {
+                if let ListedTables::Named(tables) = &which {
+                    let sound = |name| choice::no_system_table(&self.node, name);
+                    tables.iter().try_for_each(sound)?;
+                }
                 let tables = self.stopping(catalog::list(&self.session, &which)).await?;
                 if tables.len() > VERIFY_TABLES_MAX {
                     let text =

@@ -7,7 +7,8 @@ use futures_util::future::try_join_all;
 use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
 use steep_protocol::message::repair::{PlannedRow, PlannedTable};
 use steep_protocol::message::verify::{
-    Comparing, DifferenceKind, OpenedTable, RowKey, RowValues, Sieve, TableProblem, TableReport,
+    Comparing, DifferenceKind, OpenedTable, RowKey, RowValues, Seeds, Sieve, TableProblem,
+    TableReport,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 
@@ -152,7 +153,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             report.problem = Some(TableProblem::NoKey);
             return Ok(report.into());
         }
-        let summed = summed(&a, &b);
+        let summed = summed(&a, &b, Seeds(rand::random()));
         let of = Subject {
             table: name,
             shape,

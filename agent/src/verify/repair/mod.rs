@@ -39,7 +39,9 @@ use steep_protocol::message::repair::{
     FetchedRow, Horizon, PlannedRow, PlannedTable, RepairCounts, RepairReport, RepairRows,
     RepairedTable, SeenRow,
 };
-use steep_protocol::message::verify::{Comparing, Relation, RowAccess, RowKey, RowValues, Summed};
+use steep_protocol::message::verify::{
+    Comparing, Relation, RowAccess, RowKey, RowValues, Seeds, Summed,
+};
 use steep_protocol::{Fault, FaultKind};
 
 use self::judge::{Look, first_look};
@@ -168,7 +170,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let of = Subject {
             table: name.clone(),
             shape: table.shape.clone(),
-            summed: Summed::Digest,
+            summed: Summed::Digest(Seeds::default()),
         };
         let writer = writer.table(name, &table.shape).await?;
         let mut long = Vec::new();

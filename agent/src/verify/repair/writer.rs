@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use steep_protocol::message::verify::{RowShape, Summed};
+use steep_protocol::message::verify::{RowShape, Seeds, Summed};
 use steep_protocol::{Fault, FaultKind, Identifier, TableName};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
@@ -169,7 +169,7 @@ impl Writer {
                 columns,
                 key,
                 encoding,
-                summed: Summed::Digest,
+                summed: Summed::Digest(Seeds::default()),
             },
         })
     }
