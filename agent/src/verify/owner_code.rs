@@ -90,7 +90,8 @@ pub(super) fn find(table: &TableName, access: Access<'_>) -> String {
         ), ordinary AS (SELECT r.oid, r.rolname FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname <> current_user)
         SELECT DISTINCT format('%s of %s by %s of %s', c.proc::regprocedure, pg_get_userbyid(CASE WHEN EXISTS (
             SELECT FROM ordinary o WHERE o.oid = f.proowner) THEN f.proowner ELSE c.author END), c.how, c.rel::regclass)
-        FROM called c JOIN pg_proc f ON f.oid = c.proc WHERE f.proowner IN (SELECT oid FROM ordinary)
+        FROM called c CROSS JOIN LATERAL (SELECT p.* FROM pg_proc p WHERE p.oid = c.proc OFFSET 0) AS f
+        WHERE f.proowner IN (SELECT oid FROM ordinary)
         OR (c.author IN (SELECT oid FROM ordinary) AND ({UNSAFE}))
         UNION SELECT format('an expression that cannot be checked (%s) of %s by %s of %s', m[1], o.rolname, t.how, t.rel::regclass)
         FROM tree t JOIN ordinary o ON o.oid = t.author, regexp_matches(t.tree, '[{{]([A-Z_0-9]+)', 'g') m
