@@ -36,7 +36,7 @@ use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
 pub(crate) use lineage::lineage;
-pub(crate) use owner_code::code_of_others;
+pub(crate) use owner_code::powers;
 
 use self::owner_code::Indexes;
 use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};

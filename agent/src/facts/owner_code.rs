@@ -14,8 +14,6 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::facts::Listed;
 use steep_protocol::message::job::TableFilter;
 
-use tokio_postgres::Row;
-
 use crate::deferred::indexes;
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
@@ -120,29 +118,6 @@ fn calls_sql() -> String {
     )
 }
 
-/// Functions of ordinary roles that writing to tables calls, by table, where the role that writes may do more than
-/// their owners.
-pub(crate) async fn code_of_others(
-    task: &Task,
-    session: &Session,
-) -> Result<Vec<(TableName, String)>, PgError> {
-    if powers(task, session).await?.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = session
-        .run(&task.cancel, session.query(&calls_sql(), &[]))
-        .await?;
-    let call = |row: &Row| {
-        let (how, function, owner): (&str, &str, &str) =
-            (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-        Ok((
-            table_name(row, 0)?,
-            format!("{function} of {owner} by {how}"),
-        ))
-    };
-    rows.iter().map(call).collect()
-}
-
 /// Functions of ordinary roles that loading the admitted tables calls, and those of their other indexes.
 pub(super) async fn calls(
     task: &Task,
@@ -211,7 +186,7 @@ async fn dropped(
 }
 
 /// What the role may do beyond its own objects.
-pub(super) async fn powers(task: &Task, session: &Session) -> Result<Vec<String>, PgError> {
+pub(crate) async fn powers(task: &Task, session: &Session) -> Result<Vec<String>, PgError> {
     let rows = session.run(&task.cancel, session.query(POWERS_SQL, &[]));
     rows.await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

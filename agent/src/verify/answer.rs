@@ -7,10 +7,9 @@ use std::time::Duration;
 use steep_protocol::limits::{
     LISTED_MAX, REPAIR_ROW_MAX, REPAIR_ROWS_AT_ONCE, VERIFY_ROWS_MAX, VERIFY_TABLES_MAX,
 };
-use steep_protocol::message::repair::{FetchedRow, Horizon, RowVersion, SeenRow};
 use steep_protocol::message::verify::{
-    BucketSum, ColumnText, HeapRange, KeyedRow, RowAccess, RowDigest, RowKey, RowShape, RowValues,
-    Sieve, Summed, VerifyAsk, VerifyReply,
+    ColumnText, HeapRange, ListedTables, RowAccess, RowKey, RowShape, RowValues, Sieve, Summed,
+    VerifyAsk, VerifyReply,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, Lsn, NodeId, TableName};
 use tokio_postgres::error::SqlState;
@@ -19,8 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ask;
 use super::catalog::{self, Table};
+use super::choice;
 use super::examples::rows_at_once;
+use super::owner_code::{self, Access};
+use super::parse::{digest, fetched, horizon, number, row, seen, sum};
 use super::sql::{Encoding, Reading};
+use crate::facts;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -64,6 +67,8 @@ pub(crate) struct Answerer {
     hashing: String,
     /// What may be told of rows.
     access: RowAccess,
+    /// Whether our role may do more than the owners of tables.
+    powerful: bool,
     table: Option<(Table, Option<Reading>)>,
 }
 
@@ -78,8 +83,10 @@ impl Answerer {
         set.await.map_err(|error| task.fault(error))?;
         let hashing = session.run(&task.cancel, catalog::hashing(&session));
         let hashing = hashing.await.map_err(|error| task.fault(error))?;
+        let powers = facts::powers(task, &session).await;
         Ok(Self {
             hashing,
+            powerful: !powers.map_err(|error| task.fault(error))?.is_empty(),
             encoding: Encoding::of(session.server_encoding()),
             session,
             node: task.node.clone(),
@@ -97,6 +104,10 @@ impl Answerer {
     async fn answer(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
         match ask {
             VerifyAsk::List(which) => {
+                if let ListedTables::Named(tables) = &which {
+                    let sound = |name| choice::no_system_table(&self.node, name);
+                    tables.iter().try_for_each(sound)?;
+                }
                 let tables = self.stopping(catalog::list(&self.session, &which)).await?;
                 if tables.len() > VERIFY_TABLES_MAX {
                     let text =
@@ -118,7 +129,7 @@ impl Answerer {
                 self.check(&sieve, bits)?;
                 let (leaf, reading) = self.leaf(range)?;
                 let sql = within(range, &reading.sums(leaf, range.pages, &sieve, bits));
-                self.read(&sql, sum)
+                self.read_of(leaf, &format!("ONLY {}", leaf.quoted()), &sql, sum)
                     .await
                     .map(|sums| sums.map_or(VerifyReply::TooMuch, VerifyReply::Sums))
             }
@@ -126,7 +137,8 @@ impl Answerer {
                 self.check(&sieve, 0)?;
                 let (leaf, reading) = self.leaf(range)?;
                 let sql = within(range, &reading.rows(leaf, range.pages, &sieve));
-                let rows = self.read(&sql, row).await?;
+                let from = format!("ONLY {}", leaf.quoted());
+                let rows = self.read_of(leaf, &from, &sql, row).await?;
                 let fits = rows.filter(|rows| rows.len() <= VERIFY_ROWS_MAX);
                 Ok(fits.map_or(VerifyReply::TooMuch, VerifyReply::Rows))
             }
@@ -233,7 +245,7 @@ impl Answerer {
         }
         let sql = reading.look_up(&table.from, keys);
         let place = |row: &SimpleQueryRow| Some((number::<usize>(row, 0)?, digest(row, 1)?));
-        let rows = self.read(&sql, place).await?;
+        let rows = self.read_of(&table.name, &table.from, &sql, place).await?;
         let rows = rows.ok_or_else(|| self.too_slow(table))?;
         for (place, digest) in rows {
             if let Some(entry) = found.get_mut(place) {
@@ -261,7 +273,7 @@ impl Answerer {
             let (place, column): (usize, usize) = (number(row, 0)?, number(row, 1)?);
             Some((place, column, ColumnText { digest, text }))
         };
-        let cells = self.read(&sql, cell).await?;
+        let cells = self.read_of(&table.name, &table.from, &sql, cell).await?;
         let mut cells = cells.ok_or_else(|| self.too_slow(table))?;
         cells.sort_by_key(|(row, column, _)| (*row, *column));
         for (row, _, cell) in cells {
@@ -281,7 +293,7 @@ impl Answerer {
         let horizon = horizon.next().ok_or_else(|| self.too_slow(table))?;
         if !keys.is_empty() {
             let sql = reading.versions(&table.from, keys);
-            let found = self.read(&sql, seen);
+            let found = self.read_of(&table.name, &table.from, &sql, seen);
             for (place, row) in found.await?.ok_or_else(|| self.too_slow(table))? {
                 if let Some(entry) = rows.get_mut(place) {
                     *entry = Some(row);
@@ -302,7 +314,9 @@ impl Answerer {
         let mut found = vec![None; keys.len()];
         if !keys.is_empty() {
             let sql = reading.fetch(&table.from, keys, longest);
-            let rows = self.read(&sql, fetched).await?;
+            let rows = self
+                .read_of(&table.name, &table.from, &sql, fetched)
+                .await?;
             for (place, row) in rows.ok_or_else(|| self.too_slow(table))? {
                 if let Some(entry) = found.get_mut(place) {
                     *entry = Some(row);
@@ -342,6 +356,38 @@ impl Answerer {
             .map_err(|error| error.to_fault(&self.node))?;
         let position = rows.iter().find_map(|row| row.get(0)?.parse().ok());
         position.ok_or_else(|| catalog::not_an_lsn().to_fault(&self.node))
+    }
+
+    /// The rows of a statement that reads a table, in a transaction in which the table is locked and no code of others would
+    /// run; `None` where it took too long.
+    async fn read_of<T>(
+        &self,
+        name: &TableName,
+        from: &str,
+        sql: &str,
+        parse: impl Fn(&SimpleQueryRow) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Fault> {
+        if !self.powerful {
+            return self.read(sql, parse).await;
+        }
+        let find = owner_code::find(name, Access::Read);
+        let find = format!("BEGIN; LOCK TABLE {from} IN ACCESS SHARE MODE; {find}");
+        let code = self
+            .read(&find, |row| row.get(0).map(str::to_owned))
+            .await?;
+        let read = match code {
+            Some(code) if code.is_empty() => self.read(&format!("{sql}; COMMIT"), parse).await,
+            Some(code) => {
+                let name = self.table.as_ref().map_or(name, |(table, _)| &table.name);
+                Err(owner_code::refused(&self.node, name, Access::Read, &code))
+            }
+            None => Ok(None),
+        };
+        // Whoever gets an error closes the session.
+        if let Ok(None) = read {
+            self.set("ROLLBACK").await?;
+        }
+        read
     }
 
     /// The rows of a statement; `None` where it took too long.
@@ -434,56 +480,4 @@ impl Ask for Answerer {
     async fn ask(&mut self, ask: VerifyAsk) -> Result<VerifyReply, Fault> {
         self.answer(ask).await
     }
-}
-
-fn number<T: std::str::FromStr>(row: &SimpleQueryRow, at: usize) -> Option<T> {
-    row.get(at)?.parse().ok()
-}
-
-fn digest(row: &SimpleQueryRow, at: usize) -> Option<RowDigest> {
-    u128::from_str_radix(row.get(at)?, 16).ok().map(RowDigest)
-}
-
-/// A row of [`Reading::versions`], with its key's place.
-pub(super) fn seen(row: &SimpleQueryRow) -> Option<(usize, SeenRow)> {
-    let version = RowVersion {
-        place: row.get(1)?.to_owned(),
-        xmin: number(row, 2)?,
-        xmax: number(row, 3)?,
-    };
-    let digest = digest(row, 4)?;
-    Some((number(row, 0)?, SeenRow { version, digest }))
-}
-
-/// Columns of [`Reading::fetch`] before the values.
-const VALUES_AT: usize = 6;
-
-fn fetched(row: &SimpleQueryRow) -> Option<(usize, FetchedRow)> {
-    let (place, seen) = seen(row)?;
-    let values = || (VALUES_AT..row.len()).map(|at| row.get(at).map(str::to_owned));
-    let values = (row.get(VALUES_AT - 1)? == "t").then(|| values().collect());
-    Some((place, FetchedRow { seen, values }))
-}
-
-fn horizon(row: &SimpleQueryRow) -> Option<Horizon> {
-    Some(Horizon {
-        oldest: number(row, 0)?,
-        next: number(row, 1)?,
-    })
-}
-
-fn sum(row: &SimpleQueryRow) -> Option<BucketSum> {
-    Some(BucketSum {
-        bucket: number(row, 0)?,
-        rows: number(row, 1)?,
-        sums: [number(row, 2)?, number(row, 3)?],
-    })
-}
-
-fn row(row: &SimpleQueryRow) -> Option<KeyedRow> {
-    let key = (1..row.len()).map(|at| row.get(at).map(str::to_owned));
-    Some(KeyedRow {
-        digest: digest(row, 0)?,
-        key: RowKey(key.collect::<Option<_>>()?),
-    })
 }

@@ -9,6 +9,7 @@ use steep_protocol::message::verify::{
 use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, NodeId, TableName};
 use tokio_postgres::Row;
 
+use super::choice;
 use super::sql::{KeyColumn, ReadColumn, TextForm};
 use crate::pg::catalog::{USER_RELATION, identifier, table_name};
 use crate::pg::{PgError, Session};
@@ -158,10 +159,21 @@ JOIN pg_class c ON c.oid = l.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE rn.nspname = $1 AND r.relname = $2 AND r.relkind IN ('r', 'p')
 ORDER BY c.oid <> r.oid, c.oid";
 
+/// Whether a column `a` has no NULLs. Since PostgreSQL 18 `attnotnull` is also set for a constraint that is not valid.
+macro_rules! not_null {
+    () => {
+        "(a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint u WHERE u.conrelid = a.attrelid AND u.contype = 'n'
+        AND u.conkey[1] = a.attnum AND NOT u.convalidated))"
+    };
+}
+
 /// A literal's type is the base type below domains, whose constraints could run functions of users.
-const COLUMNS: &str = "
+const COLUMNS: &str = concat!(
+    "
 SELECT a.attname::text, a.attgenerated <> '', b.oid = 'bytea'::regtype, format_type(b.oid, -1),
-    b.typtype IN ('b', 'e') AND b.typcategory <> 'A', NOT a.attnotnull
+    b.typtype IN ('b', 'e') AND b.typcategory <> 'A', NOT ",
+    not_null!(),
+    "
 FROM pg_attribute a CROSS JOIN LATERAL (
     WITH RECURSIVE d AS (
         SELECT t.oid, t.typtype, t.typcategory, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
@@ -169,11 +181,17 @@ FROM pg_attribute a CROSS JOIN LATERAL (
         SELECT t.oid, t.typtype, t.typcategory, t.typbasetype FROM d JOIN pg_type t ON t.oid = d.typbasetype
         WHERE d.typtype = 'd')
     SELECT d.oid, d.typtype, d.typcategory FROM d WHERE d.typtype <> 'd' LIMIT 1) AS b
-WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
+);
 
 /// The columns of unique B-tree indexes (403) of whole columns without NULLs, with their equality (strategy 3).
-const KEYS: &str = "
-SELECT i.indexrelid, a.attname::text, format('OPERATOR(%I.%s)', n.nspname, o.oprname), a.attnotnull
+/// Rows are found by the column's collation: where it or the index's is not deterministic, it may not tell apart what
+/// the index does, or the other side.
+const KEYS: &str = concat!(
+    "
+SELECT i.indexrelid, a.attname::text, format('OPERATOR(%I.%s)', n.nspname, o.oprname), ",
+    not_null!(),
+    "
 FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (att, opc, n)
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.att
 JOIN pg_opclass c ON c.oid = k.opc AND c.opcmethod = 403
@@ -182,7 +200,11 @@ JOIN pg_amop m ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AN
 JOIN pg_operator o ON o.oid = m.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
 WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
     AND k.n <= i.indnkeyatts
-ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid, k.n";
+    AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[], i.indcollation::oid[]) AS m (att, coll)
+        JOIN pg_attribute b ON b.attrelid = i.indrelid AND b.attnum = m.att
+        JOIN pg_collation l ON l.oid IN (m.coll, b.attcollation) WHERE NOT l.collisdeterministic)
+ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid, k.n"
+);
 
 /// How the server hashes text.
 ///
@@ -203,6 +225,7 @@ pub(super) async fn open(
     node: &NodeId,
     (name, hashing): (&TableName, &str),
 ) -> Result<Option<Table>, Fault> {
+    choice::no_system_table(node, name)?;
     let fault = |error: PgError| error.to_fault(node).at(name);
     let (schema, table) = (name.schema.as_str(), name.table.as_str());
     let relations = session.query(RELATION, &[&schema, &table]).await;

@@ -1,9 +1,13 @@
-//! Which columns are compared, and by which key. Pure.
+//! Which tables and columns are compared, and by which key. Pure.
 
 use std::collections::BTreeSet;
 
-use steep_protocol::Identifier;
-use steep_protocol::message::verify::{OpenedTable, RowShape, Summed, TableProblem, VerifyColumn};
+use steep_protocol::message::verify::{
+    OpenedTable, RowShape, Seeds, Summed, TableProblem, VerifyColumn,
+};
+use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
+
+use crate::node::own_schema;
 
 /// How two tables of one name are compared, or why they are not.
 ///
@@ -30,11 +34,25 @@ pub(super) fn shape(a: &OpenedTable, b: &OpenedTable) -> Result<RowShape, TableP
 }
 
 /// What the sums of a bucket are made of.
-pub(super) fn summed(a: &OpenedTable, b: &OpenedTable) -> Summed {
+pub(super) fn summed(a: &OpenedTable, b: &OpenedTable, seeds: Seeds) -> Summed {
     match a.hashing == b.hashing {
-        true => Summed::Text,
-        false => Summed::Digest,
+        true => Summed::Text(seeds),
+        false => Summed::Digest(seeds),
     }
+}
+
+/// Refuses a table of PostgreSQL or of our own, whose rows tell secrets or belong to one node.
+///
+/// # Errors
+/// The fault, of that node.
+pub(super) fn no_system_table(node: &NodeId, name: &TableName) -> Result<(), Fault> {
+    let schema = name.schema.as_str();
+    if !(schema.starts_with("pg_") || ["information_schema", own_schema::NAME].contains(&schema)) {
+        return Ok(());
+    }
+    let text = format!("{name} is not compared: it is a table of PostgreSQL or of steep-repl");
+    let fault = Fault::new(FaultKind::BadRequest, text).on(node).at(name);
+    Err(fault.hint("name tables of users after --tables"))
 }
 
 fn names(table: &OpenedTable, wanted: impl Fn(bool) -> bool) -> BTreeSet<Identifier> {
@@ -109,12 +127,24 @@ mod tests {
     #[test]
     fn text_is_summed_where_both_servers_hash_it_alike() {
         let a = table("id", &["id"]);
-        assert_eq!(summed(&a, &a), Summed::Text);
+        let seeds = Seeds([3, -4]);
+        assert_eq!(summed(&a, &a, seeds), Summed::Text(seeds));
         let other = OpenedTable {
             hashing: "LATIN1 1".to_owned(),
             ..a.clone()
         };
-        assert_eq!(summed(&a, &other), Summed::Digest);
+        assert_eq!(summed(&a, &other, seeds), Summed::Digest(seeds));
+    }
+
+    #[test]
+    fn only_tables_of_users_are_compared() {
+        let refused = |schema| {
+            let name = TableName::new(schema, "t").unwrap();
+            no_system_table(&NodeId::parse("a").unwrap(), &name).is_err()
+        };
+        let system = ["pg_catalog", "pg_toast", "pg_temp_3", "information_schema"];
+        assert!(system.into_iter().all(refused) && refused("steep_repl"));
+        assert!(!refused("public") && !refused("pgbench"));
     }
 
     #[test]

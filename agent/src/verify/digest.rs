@@ -1,7 +1,8 @@
 //! Sums of row digests by bucket, and which buckets differ. Pure.
 //!
 //! Digests are summed, not combined by XOR: rows that are there twice do not cancel. Two different sets of
-//! rows have the same count and the same two sums with a probability of about 2⁻¹²⁸.
+//! rows have the same count and the same two sums with a probability of about 2⁻¹²⁸, whoever has chosen them: the
+//! seeds of the hashes are drawn later ([`Seeds`](steep_protocol::message::verify::Seeds)).
 
 use steep_protocol::limits::VERIFY_BITS_MAX;
 use steep_protocol::message::verify::{BucketSum, Sieve, SieveLevel};

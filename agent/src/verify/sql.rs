@@ -5,7 +5,7 @@
 
 use steep_protocol::limits::{VERIFY_ROWS_MAX, VERIFY_VALUE_SHOWN};
 use steep_protocol::message::peer::CtidRange;
-use steep_protocol::message::verify::{RowKey, RowValues, Sieve, Summed};
+use steep_protocol::message::verify::{RowKey, RowValues, Seeds, Sieve, Summed};
 use steep_protocol::{Identifier, TableName};
 
 use crate::pg::literal;
@@ -85,14 +85,13 @@ impl Reading {
         bits: u8,
     ) -> String {
         let (shift, mask) = (shift(sieve), mask(bits));
-        let summed = match self.summed {
-            Summed::Text => self.row(),
-            Summed::Digest => self.digest(),
+        let (summed, Seeds([one, other])) = match self.summed {
+            Summed::Text(seeds) => (self.row(), seeds),
+            Summed::Digest(seeds) => (self.digest(), seeds),
         };
         format!(
-            "SELECT (b.k >> {shift}) & {mask}, count(*), \
-             sum(hashtextextended(r.h COLLATE \"C\", 1)), sum(hashtextextended(r.h COLLATE \"C\", 2)) \
-             {from} GROUP BY 1",
+            "SELECT (b.k >> {shift}) & {mask}, count(*), sum(hashtextextended(r.h COLLATE \"C\", '{one}'::bigint)), \
+             sum(hashtextextended(r.h COLLATE \"C\", '{other}'::bigint)) {from} GROUP BY 1",
             from = self.from(leaf, pages, sieve, &summed)
         )
     }
@@ -364,7 +363,7 @@ mod tests {
             ],
             key: if keyed { vec![key] } else { Vec::new() },
             encoding: Encoding::Utf8,
-            summed: Summed::Digest,
+            summed: Summed::Digest(Seeds([7, -8])),
         }
     }
 
@@ -390,7 +389,7 @@ mod tests {
         insta::assert_snapshot!(reading(true).sums(&leaf(), CtidRange::ALL, &one_level(), 10));
         insta::assert_snapshot!(reading(false).sums(&leaf(), PAGES, &Sieve::default(), 0));
         let text = Reading {
-            summed: Summed::Text,
+            summed: Summed::Text(Seeds([7, -8])),
             ..reading(true)
         };
         insta::assert_snapshot!(text.sums(&leaf(), PAGES, &Sieve::default(), 10));

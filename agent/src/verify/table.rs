@@ -7,8 +7,8 @@ use futures_util::future::try_join_all;
 use steep_protocol::limits::{VERIFY_COLUMNS, VERIFY_EXAMPLES};
 use steep_protocol::message::repair::{PlannedRow, PlannedTable};
 use steep_protocol::message::verify::{
-    Comparing, DifferenceKind, ModifiedBy, OpenedTable, RowKey, RowValues, Sieve, TableProblem,
-    TableReport,
+    Comparing, DifferenceKind, ModifiedBy, OpenedTable, RowKey, RowValues, Seeds, Sieve,
+    TableProblem, TableReport,
 };
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, TableName};
 
@@ -157,10 +157,11 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
             report.problem = Some(TableProblem::NoKey);
             return Ok(report.into());
         }
+        let summed = summed(&a, &b, Seeds(rand::random()));
         let of = Subject {
             table: name,
             shape,
-            summed: summed(&a, &b),
+            summed,
         };
         let uniques = [a.uniques, b.uniques];
         let bits = bits_for(a.rows_estimate.max(b.rows_estimate));

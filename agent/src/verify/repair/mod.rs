@@ -47,7 +47,7 @@ use steep_protocol::message::repair::{
     RepairedTable, SeenRow,
 };
 use steep_protocol::message::verify::{
-    Comparing, ModifiedBy, Relation, RowAccess, RowKey, RowValues, Summed,
+    Comparing, ModifiedBy, Relation, RowAccess, RowKey, RowValues, Seeds, Summed,
 };
 use steep_protocol::{Fault, FaultKind};
 
@@ -182,7 +182,7 @@ impl<A: Dial, B: Dial> Comparison<A, B> {
         let of = Subject {
             table: name.clone(),
             shape: table.shape.clone(),
-            summed: Summed::Digest,
+            summed: Summed::Digest(Seeds::default()),
         };
         let writer = writer.table(name, &table.shape).await?;
         let mut long = Vec::new();

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use steep_protocol::message::verify::{RowShape, Summed};
+use steep_protocol::message::verify::{RowShape, Seeds, Summed};
 use steep_protocol::{Fault, FaultKind, Identifier, TableName};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
@@ -18,8 +18,9 @@ use crate::facts;
 use crate::node::connection::Conn;
 use crate::pg::{PgError, literal};
 use crate::task::Task;
-use crate::verify::answer::seen;
 use crate::verify::catalog::{self, Table};
+use crate::verify::owner_code::{self, Access};
+use crate::verify::parse::seen;
 use crate::verify::sql::{Encoding, Reading};
 
 /// As the sessions that read: values are read as they were written; and rows are found by key.
@@ -54,8 +55,8 @@ pub(super) struct Writer {
     origin: String,
     encoding: Encoding,
     deadlock_timeout_ms: u32,
-    /// Functions that would run with our rights, by table.
-    code: Vec<(TableName, String)>,
+    /// Whether our role may do more than the owners of tables.
+    powerful: bool,
 }
 
 /// A table that is written.
@@ -76,9 +77,9 @@ impl Writer {
              WHERE d.datname = current_database() AND s.name = 'deadlock_timeout'";
         let row = conn.row(sql, &[]).await?;
         let (database, timeout): (u32, i32) = (row.get(0), row.get(1));
-        let code = facts::code_of_others(task, &conn.session).await;
+        let powers = facts::powers(task, &conn.session).await;
         let writer = Self {
-            code: code.map_err(|error| conn.fault(&error))?,
+            powerful: !powers.map_err(|error| conn.fault(&error))?.is_empty(),
             encoding: Encoding::of(conn.session.server_encoding()),
             // Origins are the whole server's.
             origin: literal(&format!("steep_repl_repair_{database}")),
@@ -151,17 +152,6 @@ impl Writer {
         let node = &self.task.node;
         let table = catalog::open(&self.conn.session, node, (name, "")).await?;
         let table = table.ok_or_else(|| crate::verify::pool::dropped(node, name))?;
-        let written = |of: &TableName| of == name || table.leaves.contains(of);
-        let code = self.code.iter().filter(|(of, _)| written(of));
-        let code: BTreeSet<&str> = code.map(|(_, call)| call.as_str()).take(5).collect();
-        if !code.is_empty() {
-            let code = code.into_iter().collect::<Vec<_>>().join(", ");
-            let text = format!(
-                "rows of {name} are not written: that would call functions of ordinary roles with the rights of the agent's role: {code}"
-            );
-            let fault = Fault::new(FaultKind::Failed, text).on(node).at(name);
-            return Err(fault.hint("look at these functions and give them to a superuser, or let the agent connect as a role without more rights"));
-        }
         let all = |columns: &[Identifier]| -> Option<Vec<_>> {
             columns.iter().map(|name| table.read(name)).collect()
         };
@@ -178,7 +168,7 @@ impl Writer {
                 columns,
                 key,
                 encoding,
-                summed: Summed::Digest,
+                summed: Summed::Digest(Seeds::default()),
             },
         })
     }
@@ -301,8 +291,9 @@ impl OpenTable<'_> {
         )
     }
 
-    /// Under the lock nobody makes or enables a trigger or rule.
+    /// Under the lock nobody makes or enables a trigger or rule, nor a check.
     async fn look_for_code(&self) -> Result<(), Stop> {
+        self.look_for_code_of_others().await?;
         let root = literal(&self.table.name.quoted());
         let sql = format!(
             "WITH rel AS (SELECT {root}::regclass::oid AS oid UNION SELECT p.relid::oid FROM pg_partition_tree({root}) p) \
@@ -324,6 +315,27 @@ impl OpenTable<'_> {
         let fault = Fault::new(FaultKind::Failed, text).on(&self.writer.task.node);
         let hint = "ALTER TABLE … ENABLE TRIGGER (or RULE) without ALWAYS or REPLICA, or repair these rows by hand";
         Err(Stop::Source(fault.at(name).hint(hint)))
+    }
+
+    async fn look_for_code_of_others(&self) -> Result<(), Stop> {
+        if !self.writer.powerful {
+            return Ok(());
+        }
+        let name = &self.table.name;
+        let columns: Vec<_> = self
+            .reading
+            .columns
+            .iter()
+            .map(|c| c.name.clone())
+            .collect();
+        let access = Access::Write(&columns);
+        let found = self.rows(&owner_code::find(name, access)).await?;
+        let code: Vec<&str> = found.iter().filter_map(|row| row.get(0)).collect();
+        if code.is_empty() {
+            return Ok(());
+        }
+        let node = &self.writer.task.node;
+        Err(Stop::Source(owner_code::refused(node, name, access, &code)))
     }
 
     async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, PgError> {

@@ -51,7 +51,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
             "their owners can make them do whatever that role may do, while rows are loaded",
             format!(
                 "let this node's agent connect as a role without these rights, as README says \
-                 (\"PostgreSQL\"){native}; or look at these functions and give them to a superuser"
+                 (\"PostgreSQL\"){native}; or put these tables into a database of their own"
             ),
         ),
     ));

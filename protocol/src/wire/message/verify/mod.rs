@@ -303,10 +303,15 @@ pub struct RowShape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Summed {
     /// Of its text, which takes a server half the time. Both have to hash it alike.
-    Text,
+    Text(Seeds),
     /// Of its SHA-256.
-    Digest,
+    Digest(Seeds),
 }
+
+/// The seeds of the two hashes, drawn at random for each table of a comparison: who could know them could choose rows
+/// whose sums are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Seeds(pub [i64; 2]);
 
 /// Heap pages of one leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
