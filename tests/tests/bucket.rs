@@ -183,7 +183,7 @@ fn a_store_that_throttles_fails_and_breaks_off_is_asked_again_for_what_is_missin
     let Some(bucket) = Bucket::start()? else {
         return Ok(());
     };
-    let cluster = cluster(&bucket, &[("AWS_READ_TIMEOUT", "5s")])?;
+    let cluster = cluster(&bucket, &[("AWS_READ_TIMEOUT", "15s")])?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let place = bucket.place("busy");
     bucket.proxy().set(&TROUBLE_WRITING);

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::Grouping;
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, sample};
 
 /// The contract: the job says within this time what it waits for.
@@ -253,6 +254,17 @@ const SLOW_INDEX: &str = "
     INSERT INTO indexed SELECT generate_series(1, 1000);
     CREATE INDEX by_slowly ON indexed (slowly(id));";
 
+/// The apply worker of a slow server waits for a lock before each row.
+const HELD_UP: &str = "
+    CREATE TABLE held_up (id integer PRIMARY KEY);
+    CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_advisory_xact_lock(1); END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER held_up BEFORE INSERT ON held_up FOR EACH ROW EXECUTE FUNCTION held_up();
+    ALTER TABLE held_up ENABLE ALWAYS TRIGGER held_up";
+
 /// The coordinator loses its store and the source's agent dies while an index is built.
 fn lose_store_and_source(method: &str) -> Result<Cluster> {
     let mut cluster = Cluster::builder()
@@ -319,15 +331,19 @@ fn of_the_coordinator_with_its_store_and_of_the_sources_agent_cost_no_row_of_a_s
 
 #[test]
 fn of_the_coordinator_with_its_store_costs_nothing_while_the_target_catches_up() -> Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = Cluster::builder()
+        .setting("node_b", "cluster_name", sample::SLOW)
+        .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    let following = cluster.init_spawn(&["--max-rate", "4MB"])?;
+    sample::create(&source, 1)?;
+    source.sql(HELD_UP)?;
+    let holder = Session::sleeping(&target, "holder", "SELECT pg_advisory_lock(1)")?;
+    let following = cluster.init_spawn(&["--max-rate", RATE])?;
     cluster.wait_phase("node_b", "copy")?;
-    // Some seconds of work for the apply worker.
-    let much = "UPDATE pgbench_accounts SET abalance = abalance + 1";
-    source.sql(&format!("{much}; {much}"))?;
+    source.sql("INSERT INTO held_up VALUES (1)")?;
     cluster.wait_phase("node_b", "catch_up")?;
     let job = lose_store(&mut cluster)?;
+    drop(holder);
     let end = following.finish(Duration::from_secs(180))?.expect(0)?;
     let end = end.last_object()?;
     ensure!(end["event"] == "init.completed", "{end}");

@@ -66,8 +66,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     } else {
         steps.skip("dependencies", "cargo-deny is not installed");
     }
+    // With the tests' targets: without them, dependencies have fewer features, and would be built twice.
     steps.run("binaries", |cargo| {
-        cargo.args(["build", "--workspace", "--quiet"])
+        cargo.args(["build", "--workspace", "--all-targets", "--quiet"])
     })?;
     steps.run("documentation tests", |cargo| {
         cargo.args(["test", "--workspace", "--doc", "--quiet"])

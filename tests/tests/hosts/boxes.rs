@@ -244,10 +244,16 @@ impl Boxes {
         docker(&["network", "connect", "--ip", &address, &self.network, id]).map(drop)
     }
 
-    /// Pauses everything on a host.
+    /// Pauses everything on a host. On a busy machine the kernel sometimes needs more time to stop all processes
+    /// than the container's runtime gives it.
     pub(crate) fn paused(&self, name: &str, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let container = &self.host(name).container;
-        self.runtime.block_on(container.pause())?;
+        let mut last = None;
+        wait::until_true("a host to be paused", START_LIMIT, || {
+            last = self.runtime.block_on(container.pause()).err();
+            Ok(last.is_none())
+        })
+        .with_context(|| format!("{last:?}"))?;
         let outcome = meanwhile();
         self.runtime.block_on(container.unpause())?;
         outcome
