@@ -11,8 +11,8 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Identifies the server process, its postmaster's start and the mark.
-const WHO: &str = "SELECT pg_backend_pid(), pg_postmaster_start_time(), \
+/// Identifies the server process, its postmaster's start and the mark. Two sessions may have different time zones.
+const WHO: &str = "SELECT pg_backend_pid(), extract(epoch FROM pg_postmaster_start_time()), \
     current_setting('steep_repl.mark', true)";
 
 /// A customised option (manual, "Customized Options"), which any session accepts and keeps.
