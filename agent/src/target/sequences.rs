@@ -1,13 +1,21 @@
 //! Sets the node's sequences to the source's: while it follows, and once it no longer does.
 
+use std::time::Duration;
+
+use backon::{ConstantBuilder, Retryable as _};
 use steep_protocol::message::agent::SequencesRaised;
 use steep_protocol::message::facts::{Finding, SEQUENCE_NOT_TAKEN_OVER, Severity};
-use steep_protocol::{Fault, FaultKind};
+use steep_protocol::{Fault, FaultKind, Retry};
 
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
 use crate::replication::sequence_use;
 use crate::task::{Patience, Task};
+
+/// How often the source's agent is asked again after the connection to it was lost.
+const LOST_TRIES: usize = 2;
+
+const LOST_AGAIN: Duration = Duration::from_secs(1);
 
 /// Raises those that are behind the source's.
 pub(crate) async fn raise_sequences(
@@ -25,6 +33,17 @@ pub(crate) async fn raise_sequences(
     raised
 }
 
+/// Asks again where the source's agent may have been started again: what it was told to permit, it is told anew.
+async fn raise_again(task: &Task, source: &SourceAgent) -> Result<SequencesRaised, Fault> {
+    let again = ConstantBuilder::new()
+        .with_delay(LOST_AGAIN)
+        .with_max_times(LOST_TRIES);
+    (|| raise_sequences(task, source))
+        .retry(again)
+        .when(|fault| fault.retry == Retry::NewConnection)
+        .await
+}
+
 /// The same for a node that no longer applies changes: from here on its applications take values.
 pub(super) async fn take_over(
     task: &Task,
@@ -34,7 +53,7 @@ pub(super) async fn take_over(
         None => vec![
             "the sequences here were not set to the source's, which cannot be reached".to_owned(),
         ],
-        Some(source) => match raise_sequences(task, source).await {
+        Some(source) => match raise_again(task, source).await {
             Ok(raised) => {
                 tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
                 raised.problems
