@@ -313,3 +313,42 @@ fn a_table_that_may_not_be_read_costs_itself_and_a_repair_names_the_rights_that_
     cluster.cli(&repair)?.expect(0)?;
     Ok(())
 }
+
+#[test]
+fn what_runs_with_the_rights_of_an_owner_who_is_missing_gains_none() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(
+        r#"CREATE TABLE t (id integer PRIMARY KEY);
+         CREATE ROLE gone; GRANT CREATE ON SCHEMA public TO gone; SET ROLE gone;
+         CREATE FUNCTION public.who(a integer, "b OWNER TO c" text) RETURNS text SECURITY DEFINER
+             LANGUAGE sql AS 'SELECT current_user::text';
+         CREATE PROCEDURE public.act() SECURITY DEFINER LANGUAGE sql AS 'SELECT 1';
+         CREATE FUNCTION public.plain() RETURNS text LANGUAGE sql AS 'SELECT current_user::text';
+         CREATE VIEW public.secrets AS SELECT rolpassword FROM pg_catalog.pg_authid;
+         GRANT SELECT ON public.secrets TO PUBLIC;"#,
+    )?;
+    cluster.init(&[])?.expect(0)?;
+    let definers =
+        "SELECT count(*) FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace";
+    let options = "SELECT reloptions FROM pg_class WHERE oid = 'public.secrets'::regclass";
+    assert_eq!(target.sql(definers)?, "0");
+    assert_eq!(
+        target.sql("SELECT pg_get_userbyid(proowner) FROM pg_proc WHERE proname = 'who'")?,
+        "postgres"
+    );
+    if target.value::<u32>("SHOW server_version_num")? >= 150_000 {
+        assert_eq!(target.sql(options)?, "{security_invoker=true}");
+        target.sql("CREATE ROLE reader")?;
+        let read = target.sql("SET ROLE reader; SELECT count(*) FROM public.secrets");
+        assert!(read.is_err(), "{read:?}");
+    }
+    // It is whole once the owner is there.
+    target.sql("CREATE ROLE gone; GRANT CREATE ON SCHEMA public TO gone")?;
+    cluster
+        .cli(&["init", "rebuild", "--node", "node_b"])?
+        .expect(0)?;
+    assert_eq!(target.sql(definers)?, "2");
+    assert_eq!(target.sql(options)?, "");
+    compare::schema(&source, &target)?.none()
+}

@@ -11,6 +11,7 @@ use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, FaultKind, Identifier, JobId, TableName};
 use tokio_postgres::error::SqlState;
 
+use super::disarm::disarm;
 use super::lanes;
 use super::missing::{Lack, Missing, Weight, is_duplicate};
 use super::statement::{self, Class, headline};
@@ -294,7 +295,12 @@ impl<'a> Batches<'a> {
                     }
                     Verdict::Missing(lack) => {
                         conn.execute("ROLLBACK TO SAVEPOINT statement").await?;
-                        conn.execute(&self.note_missing(item, lack, &error)).await?;
+                        let armed = match lack {
+                            Lack::Role(_) | Lack::Privilege(_) => disarm(conn, &item.sql).await?,
+                            _ => None,
+                        };
+                        let note = self.note_missing((item, armed), lack, &error);
+                        conn.execute(&note).await?;
                     }
                 }
                 if let Class::Setting { name } = &item.class {
@@ -312,17 +318,27 @@ impl<'a> Batches<'a> {
         conn.execute("COMMIT").await
     }
 
-    fn note_missing(&mut self, item: &Item, lack: Lack, error: &PgError) -> String {
+    /// `armed` belongs to the statement once it succeeds.
+    fn note_missing(
+        &mut self,
+        (item, armed): (&Item, Option<String>),
+        lack: Lack,
+        error: &PgError,
+    ) -> String {
         if self.missing.len() < ROOTS && !matches!(item.class, Class::Privilege | Class::Comment) {
             self.missing
                 .push(format!("“{}”: {error}", headline(&item.sql)));
         }
         let setup: String = self.settings.values().map(String::as_str).collect();
+        let sql = match armed {
+            Some(armed) => format!("{};\n{armed}", item.sql),
+            None => item.sql.clone(),
+        };
         let missing = Missing {
             lack,
             weight: self.strictness.weight(&item.class),
             setup: &setup,
-            sql: &item.sql,
+            sql: &sql,
         };
         missing.note(self.job, error)
     }

@@ -13,6 +13,7 @@ pub(crate) mod settings;
 pub(crate) mod sql_split;
 pub(crate) mod statement;
 
+mod disarm;
 mod lanes;
 mod namespaces;
 mod privileges;

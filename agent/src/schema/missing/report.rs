@@ -95,7 +95,7 @@ fn for_role(conn: &Conn, code: &str, role: &str, times: i64) -> Finding {
             format!(
                 "role “{role}” does not exist here; {times} owners or privileges were left out"
             ),
-            "objects belong to the role in use and the grants are missing",
+            "objects belong to the role in use, views and functions that would have its rights have their caller's, and the grants are missing",
             &format!(
                 "create the role, then run steep-repl init rebuild --node {}",
                 conn.node()
@@ -105,7 +105,7 @@ fn for_role(conn: &Conn, code: &str, role: &str, times: i64) -> Finding {
     conn.warning(
         code,
         format!("{times} owners or privileges for role “{role}” could not be set"),
-        "the role in use may not do that; objects belong to it",
+        "the role in use may not do that; objects belong to it, and views and functions that would have its rights have their caller's",
         "set owners and privileges as a superuser: steep_repl.missing_objects has the statements",
     )
 }
