@@ -10,6 +10,7 @@
 pub(crate) mod catalog;
 pub(crate) mod lock_timeout;
 pub(crate) mod mark;
+pub(crate) mod owner_code;
 pub(crate) mod raw;
 pub(crate) mod secret_sql;
 

@@ -20,10 +20,11 @@ use super::Ask;
 use super::catalog::{self, Table};
 use super::choice;
 use super::examples::rows_at_once;
-use super::owner_code::{self, Access};
+use super::following;
 use super::parse::{digest, fetched, horizon, number, row, seen, sum};
 use super::sql::{Encoding, Reading};
 use crate::facts;
+use crate::pg::owner_code::{self, Access};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -147,15 +148,19 @@ impl Answerer {
             VerifyAsk::TakeFence => self.take_fence().await.map(VerifyReply::Fence),
             VerifyAsk::Slots(names) => {
                 let names = &names[..names.len().min(LISTED_MAX)];
-                let slots = self.stopping(catalog::slots(&self.session, names)).await?;
+                let slots = self
+                    .stopping(following::slots(&self.session, names))
+                    .await?;
                 Ok(VerifyReply::Slots(slots))
             }
             VerifyAsk::Subscriptions => {
-                let found = self.stopping(catalog::subscriptions(&self.session)).await?;
+                let found = self
+                    .stopping(following::subscriptions(&self.session))
+                    .await?;
                 Ok(VerifyReply::Subscriptions(found))
             }
             VerifyAsk::Identity => {
-                let found = self.stopping(catalog::identity(&self.session)).await?;
+                let found = self.stopping(following::identity(&self.session)).await?;
                 Ok(VerifyReply::Identity(found))
             }
             VerifyAsk::References(tables) => {
@@ -355,7 +360,7 @@ impl Answerer {
             .await
             .map_err(|error| error.to_fault(&self.node))?;
         let position = rows.iter().find_map(|row| row.get(0)?.parse().ok());
-        position.ok_or_else(|| catalog::not_an_lsn().to_fault(&self.node))
+        position.ok_or_else(|| following::not_an_lsn().to_fault(&self.node))
     }
 
     /// The rows of a statement that reads a table, in a transaction in which the table is locked and no code of others would
@@ -370,11 +375,14 @@ impl Answerer {
         if !self.powerful {
             return self.read(sql, parse).await;
         }
-        let find = owner_code::find(name, Access::Read);
-        let find = format!("BEGIN; LOCK TABLE {from} IN ACCESS SHARE MODE; {find}");
-        let code = self
-            .read(&find, |row| row.get(0).map(str::to_owned))
-            .await?;
+        let lock = format!("BEGIN; LOCK TABLE {from} IN ACCESS SHARE MODE");
+        let code = match self.unless_slow(self.simple(&lock).await)? {
+            Some(_) => {
+                let code = owner_code::of_table(&self.session, name, Access::Read);
+                self.unless_slow(self.session.run(&self.cancel, code).await)?
+            }
+            None => None,
+        };
         let read = match code {
             Some(code) if code.is_empty() => self.read(&format!("{sql}; COMMIT"), parse).await,
             Some(code) => {
@@ -396,25 +404,36 @@ impl Answerer {
         sql: &str,
         parse: impl Fn(&SimpleQueryRow) -> Option<T>,
     ) -> Result<Option<Vec<T>>, Fault> {
-        let named = |fault: Fault| match &self.table {
-            Some((table, _)) => fault.at(&table.name),
-            None => fault,
-        };
-        let rows = match self.simple(sql).await {
-            Ok(rows) => rows,
-            Err(error) if error.is(&SqlState::QUERY_CANCELED) => return Ok(None),
-            Err(error) if error.is_locked() => {
-                let fault = error.to_fault(&self.node);
-                let hint = "somebody alters the table: run the command again when that is over";
-                return Err(named(fault.hint(hint)));
-            }
-            Err(error) => return Err(named(error.to_fault(&self.node))),
+        let Some(rows) = self.unless_slow(self.simple(sql).await)? else {
+            return Ok(None);
         };
         let parsed: Option<Vec<T>> = rows.iter().map(parse).collect();
         let bad = || PgError::Protocol("a row that was not asked for".to_owned());
         parsed
             .map(Some)
-            .ok_or_else(|| named(bad().to_fault(&self.node)))
+            .ok_or_else(|| self.named(bad().to_fault(&self.node)))
+    }
+
+    /// `None` where a statement took too long.
+    fn unless_slow<T>(&self, outcome: Result<T, PgError>) -> Result<Option<T>, Fault> {
+        match outcome {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.is(&SqlState::QUERY_CANCELED) => Ok(None),
+            Err(error) if error.is_locked() => {
+                let fault = error.to_fault(&self.node);
+                let hint = "somebody alters the table: run the command again when that is over";
+                Err(self.named(fault.hint(hint)))
+            }
+            Err(error) => Err(self.named(error.to_fault(&self.node))),
+        }
+    }
+
+    /// The fault of the open table.
+    fn named(&self, fault: Fault) -> Fault {
+        match &self.table {
+            Some((table, _)) => fault.at(&table.name),
+            None => fault,
+        }
     }
 
     async fn simple(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, PgError> {

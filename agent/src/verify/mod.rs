@@ -8,7 +8,7 @@
 //! decides on columns and key, [`scan`] reads heap pages in short statements, [`digest`] (pure) compares
 //! sums, [`keyed`] and [`multiset`] narrow what differs to rows, [`settle`] looks at those again, [`plan`] keeps them
 //! for a repair, which [`repair`] writes, or a merge ([`merging`]). [`pool`] has the sessions on both sides; [`answer`] is the side that asks PostgreSQL, with the statements of
-//! [`sql`] (pure) and the facts of [`catalog`]; before each of them [`owner_code`] looks for code that it would run.
+//! [`sql`] (pure) and the facts of [`catalog`]; before each of them [`owner_code`](crate::pg::owner_code) looks for code that it would run.
 //!
 //! Invariants: one statement reads for at most [`answer::STATEMENT_LIMIT`], several pages for some seconds, and is a
 //! transaction of its own, so no server's `xmin` and no lock is held for longer; memory does not grow with a table; no code of a database's
@@ -21,10 +21,10 @@ mod compare;
 mod digest;
 mod examples;
 mod fence;
+mod following;
 mod keyed;
 mod merging;
 mod multiset;
-mod owner_code;
 mod parse;
 mod plan;
 mod pool;

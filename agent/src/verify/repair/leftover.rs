@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use steep_protocol::Fault;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::node::connection::Conn;
 use crate::pg::{Conninfo, PgError, Session};
 
 /// How often it tries again: the server needs some time to notice that the process is gone.
@@ -40,15 +42,31 @@ pub(crate) async fn remove_origin(conninfo: Arc<Conninfo>, halt: CancellationTok
     halt.cancelled().await;
 }
 
+/// Removes it, for a job's clean-up. One that is in use stays.
+pub(crate) async fn forget_origin(conn: &Conn) -> Result<(), Fault> {
+    match conn.run(drop_unused(&conn.session)).await {
+        Err(error @ PgError::Server(_)) => {
+            debug!(%error, "the origin of repairs is left");
+            Ok(())
+        }
+        other => other.map_err(|error| conn.fault(&error)),
+    }
+}
+
 async fn drop_origin(conninfo: &Conninfo) -> Result<(), PgError> {
     let session = Session::connect(conninfo, "repair").await?;
+    drop_unused(&session).await?;
+    session.give_back().await;
+    Ok(())
+}
+
+/// Fails while a session uses it.
+async fn drop_unused(session: &Session) -> Result<(), tokio_postgres::Error> {
     if let Some(row) = session.query_opt(FIND, &[]).await? {
         let name: &str = row.try_get(0)?;
-        // Fails while a session uses it.
         let drop = "SELECT pg_replication_origin_drop($1)";
         session.query(drop, &[&name]).await?;
         info!("the origin of a repair that was killed is removed");
     }
-    session.give_back().await;
     Ok(())
 }

@@ -37,8 +37,6 @@ mod judge;
 mod leftover;
 mod writer;
 
-pub(crate) use self::writer::forget_origin;
-
 use std::time::Duration;
 
 use steep_protocol::limits::{REPAIR_ROW_MAX, REPAIR_ROWS_AT_ONCE};
@@ -51,7 +49,7 @@ use steep_protocol::message::verify::{
 };
 use steep_protocol::{Fault, FaultKind};
 
-pub(crate) use self::leftover::remove_origin;
+pub(crate) use self::leftover::{forget_origin, remove_origin};
 
 use self::judge::{Look, first_look};
 use self::writer::{Attempt, Writer};

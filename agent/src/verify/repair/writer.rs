@@ -16,10 +16,10 @@ use super::Candidate;
 use super::judge::is_same;
 use crate::facts;
 use crate::node::connection::Conn;
+use crate::pg::owner_code::{self, Access};
 use crate::pg::{PgError, literal};
 use crate::task::Task;
 use crate::verify::catalog::{self, Table};
-use crate::verify::owner_code::{self, Access};
 use crate::verify::parse::seen;
 use crate::verify::sql::{Encoding, Reading};
 
@@ -174,19 +174,6 @@ impl Writer {
     }
 }
 
-/// Removes the origin that a writer has left that was killed. One that is in use stays.
-pub(crate) async fn forget_origin(conn: &Conn) -> Result<(), Fault> {
-    let sql = "SELECT pg_replication_origin_drop(o.roname) FROM pg_replication_origin o, pg_database d \
-         WHERE d.datname = current_database() AND o.roname = 'steep_repl_repair_' || d.oid";
-    match conn.attempt(sql).await {
-        Err(error @ PgError::Server(_)) => {
-            tracing::debug!(%error, "the origin of repairs is left");
-            Ok(())
-        }
-        other => other.map_err(|error| conn.fault(&error)),
-    }
-}
-
 /// What keeps a transaction from its end.
 #[derive(Debug)]
 enum Stop {
@@ -329,8 +316,9 @@ impl OpenTable<'_> {
             .map(|c| c.name.clone())
             .collect();
         let access = Access::Write(&columns);
-        let found = self.rows(&owner_code::find(name, access)).await?;
-        let code: Vec<&str> = found.iter().filter_map(|row| row.get(0)).collect();
+        let conn = &self.writer.conn;
+        let code = owner_code::of_table(&conn.session, name, access);
+        let code = conn.run(code).await?;
         if code.is_empty() {
             return Ok(());
         }
