@@ -193,3 +193,35 @@ fn what_is_added_by_hand_is_not_added_again_by_the_policy() -> Result<()> {
     ensure!(view["error_message"].is_null(), "{view}");
     Ok(())
 }
+
+#[test]
+fn code_of_owners_is_not_run_by_a_policy_and_keeps_no_other_table_out() -> Result<()> {
+    let cluster = watched()?;
+    let source = cluster.database("node_a");
+    for node in ["node_a", "node_b"] {
+        cluster.database(node).sql(
+            "CREATE ROLE mallory;
+             CREATE FUNCTION fine(id int) RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SELECT true';
+             ALTER FUNCTION fine OWNER TO mallory",
+        )?;
+    }
+    tables(&cluster, "policy", &["add"])?.expect(0)?;
+    source.sql(
+        "CREATE TABLE a_risk (id int PRIMARY KEY CHECK (fine(id))); ALTER TABLE a_risk OWNER TO mallory;
+         CREATE TABLE plain (id int PRIMARY KEY)",
+    )?;
+    wait::until_true("the other table to be followed", LIMIT, || {
+        Ok(listed(&cluster, "public.plain")? == "followed")
+    })?;
+    assert_eq!(listed(&cluster, "public.a_risk")?, "not_followed");
+    let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
+    let why = "fine(integer) of mallory by a check of public.a_risk";
+    ensure!(events.text().contains(why), "{events}");
+    let there = "SELECT to_regclass('a_risk') IS NULL";
+    assert_eq!(cluster.database("node_b").sql(there)?, "t");
+    // Whoever asks for it is warned.
+    let added = tables(&cluster, "add", &["public.a_risk", "--yes"])?.expect(0)?;
+    ensure!(added.text().contains(why), "{added}");
+    assert_eq!(listed(&cluster, "public.a_risk")?, "followed");
+    Ok(())
+}

@@ -35,7 +35,7 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Result<JobId, Fault> {
         let after = self.next_event - 1;
-        let id = self.begin_change(spec, operator, now)?;
+        let id = self.begin_change(spec, (operator, Confirmation::Given), now)?;
         let jobs = self.follow(id, now).into_iter().collect();
         self.answer(ticket, Ok(Answer::Accepted { jobs, after }));
         Ok(id)
@@ -135,7 +135,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn begin_change(
         &mut self,
         spec: ChangeSpec,
-        operator: &str,
+        (operator, confirmation): (&str, Confirmation),
         now: Timestamp,
     ) -> Result<JobId, Fault> {
         let ChangeSpec {
@@ -183,7 +183,7 @@ impl<S: Store> Driver<S> {
         };
         job_spec.filter = TableFilter::only(tables.clone());
         job_spec.existing = ExistingRows::Refuse;
-        job_spec.confirmation = Confirmation::Given;
+        job_spec.confirmation = confirmation;
         job_spec.absent = AbsentTables::Created;
         job_spec.method = match change {
             Change::Add(adding) => add(&mut job_spec, adding)?,

@@ -1,10 +1,10 @@
-//! Functions of table owners that would run with more rights than their owners have while rows are loaded.
+//! Code of table owners that would run with more rights than they have while rows are loaded.
 
-use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::Method;
+use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::job::{AbsentTables, Confirmation, Method, SchemaMode};
 
 use super::text::names;
-use super::{Pair, Text, warning};
+use super::{Pair, Text, error, warning};
 
 /// From this version on, PostgreSQL applies changes and loads rows as each table's owner, so its
 /// functions gain nothing (PostgreSQL manual, CREATE SUBSCRIPTION, `run_as_owner`).
@@ -17,18 +17,24 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         Method::Native | Method::Backup | Method::Merge
     );
     let as_owner = target.version >= RUNS_AS_TABLE_OWNER;
-    let (calls, of_indexes) = if pair.schema_is_created() {
-        (&pair.source.owner_code, &pair.source.index_code)
+    let (source, target_code) = (pair.source, pair.target);
+    let mut calls = Listed::default();
+    if pair.schema_is_created() {
+        calls.add(&source.owner_code);
+        if by_postgresql {
+            // Our own copy makes these indexes once the rows are there, which runs them as their owner.
+            calls.add(&source.index_code);
+        }
     } else {
-        (&pair.target.owner_code, &pair.target.index_code)
-    };
-    let mut calls = calls.clone();
-    if by_postgresql {
-        // Our own copy makes these indexes once the rows are there, which runs them as their owner.
-        calls.extend(of_indexes.names.iter().cloned());
-        calls.count += of_indexes
-            .count
-            .saturating_sub(of_indexes.names.len() as u64);
+        calls.add(&target_code.owner_code);
+        if by_postgresql {
+            calls.add(&target_code.index_code);
+        }
+        if creates_tables(pair) {
+            // They are the agent's role's until their rows and indexes are there.
+            calls.add(&source.owner_code);
+            calls.add(&source.index_code);
+        }
     }
     if calls.is_empty() || target.powers.is_empty() || (by_postgresql && as_owner) {
         return;
@@ -38,12 +44,16 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     } else {
         ""
     };
-    findings.push(warning(
+    // What nobody has asked for is not done with more rights than its owner has.
+    let of_policy =
+        pair.spec.method == Method::Add && pair.spec.confirmation == Confirmation::Needed;
+    let severe = if of_policy { error } else { warning };
+    findings.push(severe(
         "owner_code",
         &pair.spec.target,
         Text::new(
             format!(
-                "rows are loaded as {} ({}) and call functions that belong to ordinary roles: {}",
+                "rows are loaded as {} ({}) and run code of ordinary roles: {}",
                 target.role,
                 target.powers.join(", "),
                 names(&calls)
@@ -55,4 +65,9 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
             ),
         ),
     ));
+}
+
+/// Whether tables are created beside others.
+fn creates_tables(pair: &Pair<'_>) -> bool {
+    pair.spec.absent == AbsentTables::Created || pair.spec.schema_mode == SchemaMode::Auto
 }

@@ -66,6 +66,21 @@ impl Listed {
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
+
+    /// Adds others, except those that are named already.
+    pub fn add(&mut self, others: &Self) {
+        let known = others.names.iter().filter(|name| self.names.contains(name));
+        let known = known.count() as u64;
+        let fresh: Vec<String> = others
+            .names
+            .iter()
+            .filter(|name| !self.names.contains(name))
+            .cloned()
+            .collect();
+        let named = fresh.len() as u64;
+        self.extend(fresh);
+        self.count += others.count.saturating_sub(known + named);
+    }
 }
 
 impl Extend<String> for Listed {

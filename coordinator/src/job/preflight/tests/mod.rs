@@ -18,7 +18,7 @@ use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{
     Finding, OwnedTables, ReachedDatabase, Severity, SourceFacts, TargetFacts,
 };
-use steep_protocol::message::job::Method;
+use steep_protocol::message::job::{AbsentTables, Confirmation, Method};
 
 use world::{World, healthy, set, some, take};
 
@@ -350,6 +350,12 @@ fn functions_of_owners_yield_a_warning_if_they_would_gain_rights() {
     assert_eq!(warned(&|w| w.target.server.powers.clear()), None);
     // With existing tables, the source's functions do not matter.
     assert_eq!(warned(&|w| w.target.user_tables = 3), None);
+    // Those of tables that are created beside them do.
+    let created = |w: &mut World| {
+        w.target.user_tables = 3;
+        w.spec.absent = AbsentTables::Created;
+    };
+    assert!(warned(&created).is_some());
     // From 16 on, PostgreSQL uses each owner's own rights.
     assert_eq!(warned(&|w| w.spec.method = Method::Native), None);
     let old = warned(&|w| {
@@ -366,9 +372,27 @@ fn functions_of_owners_yield_a_warning_if_they_would_gain_rights() {
         })
     };
     assert!(!with_index(&|_| {}).unwrap().contains(of_index));
+    // Until all is made, tables beside others belong to the agent's role.
+    assert!(with_index(&created).unwrap().contains(of_index));
     let old = with_index(&|w| {
         w.spec.method = Method::Native;
         w.target.server.version = 150_000;
     });
     assert!(old.unwrap().contains(of_index));
+}
+
+#[test]
+fn code_of_owners_is_not_run_with_more_rights_where_nobody_has_asked_for_it() {
+    let severity = |confirmation| {
+        let mut world = healthy();
+        world.source.owner_code = some("app.fine(integer) of app by a check of app.orders");
+        world.target.server.powers = vec!["SUPERUSER".to_owned()];
+        world.spec.method = Method::Add;
+        world.spec.confirmation = confirmation;
+        let found = world.judge();
+        let found = found.iter().find(|finding| finding.code == "owner_code");
+        found.unwrap().severity
+    };
+    assert_eq!(severity(Confirmation::Given), Warning);
+    assert_eq!(severity(Confirmation::Needed), Error);
 }
