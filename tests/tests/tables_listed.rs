@@ -211,17 +211,19 @@ fn code_of_owners_is_not_run_by_a_policy_and_keeps_no_other_table_out() -> Resul
          CREATE TABLE plain (id int PRIMARY KEY)",
     )?;
     wait::until_true("the other table to be followed", LIMIT, || {
-        Ok(listed(&cluster, "public.plain")? == "followed")
+        Ok(listed(&cluster, "plain")? == "followed")
     })?;
-    assert_eq!(listed(&cluster, "public.a_risk")?, "not_followed");
+    assert_eq!(listed(&cluster, "a_risk")?, "not_followed");
     let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
     let why = "fine(integer) of mallory by a check of public.a_risk";
     ensure!(events.text().contains(why), "{events}");
     let there = "SELECT to_regclass('a_risk') IS NULL";
     assert_eq!(cluster.database("node_b").sql(there)?, "t");
     // Whoever asks for it is warned.
-    let added = tables(&cluster, "add", &["public.a_risk", "--yes"])?.expect(0)?;
+    tables(&cluster, "policy", &["report"])?.expect(0)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    let added = tables(&cluster, "add", &["public.a_risk"])?.expect(0)?;
     ensure!(added.text().contains(why), "{added}");
-    assert_eq!(listed(&cluster, "public.a_risk")?, "followed");
+    assert_eq!(listed(&cluster, "a_risk")?, "followed");
     Ok(())
 }
