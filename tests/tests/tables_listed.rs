@@ -219,6 +219,17 @@ fn code_of_owners_is_not_run_by_a_policy_and_keeps_no_other_table_out() -> Resul
     ensure!(events.text().contains(why), "{events}");
     let there = "SELECT to_regclass('a_risk') IS NULL";
     assert_eq!(cluster.database("node_b").sql(there)?, "t");
+    // Nor are rows given to whoever has made a table of the name.
+    source.sql("CREATE TABLE aimed (id int PRIMARY KEY)")?;
+    let target = cluster.database("node_b");
+    target.sql("CREATE TABLE aimed (id int PRIMARY KEY); ALTER TABLE aimed OWNER TO mallory")?;
+    wait::until_true("it to be refused", LIMIT, || {
+        let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
+        Ok(events
+            .text()
+            .contains("public.aimed is here already and belongs to mallory"))
+    })?;
+    target.sql("DROP TABLE aimed")?;
     // Whoever asks for it is warned.
     tables(&cluster, "policy", &["report"])?.expect(0)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT)?;

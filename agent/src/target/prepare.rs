@@ -117,7 +117,7 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
         findings.extend(keep_out::set(&conn, task.job).await?);
         conn.execute("BEGIN").await?;
         if let Some(dumps) = created {
-            belongings::defer(&conn, task.job, dumps).await?;
+            belongings::defer(&conn, (task.job, plan), dumps).await?;
         }
         conn.execute(&format!("{prepared}; COMMIT")).await?;
         return Ok(findings);

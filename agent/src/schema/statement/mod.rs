@@ -350,9 +350,16 @@ fn granted(mut at: Cursor<'_>) -> Option<TableName> {
 
 /// Whether the statement makes `role` the owner of that table or sequence.
 pub(crate) fn gives(statement: &str, of: &TableName, to: &str) -> bool {
-    statement.starts_with("ALTER ")
-        && subject(statement).as_ref() == Some(of)
-        && role_after(statement, " OWNER TO ").is_some_and(|role| role == to)
+    given(statement).is_some_and(|(table, role)| table == *of && role == to)
+}
+
+/// The table or sequence that the statement gives to an owner, and the owner.
+pub(crate) fn given(statement: &str) -> Option<(TableName, String)> {
+    let role = role_after(statement, " OWNER TO ")?;
+    let of = statement
+        .starts_with("ALTER ")
+        .then(|| subject(statement))?;
+    Some((of?, role))
 }
 
 pub(crate) fn is_primary_key(statement: &str) -> bool {
