@@ -233,6 +233,7 @@ const ELSEWHERE: &[&str] = &[
     "switchover.undone",
     "switchover.completed",
     "switchover.writes_given_back",
+    "switchover.holder_ended",
     "tables.added",
     "tables.dropped",
     "reinit.completed",

@@ -21,6 +21,9 @@ use crate::snapshot::Trouble;
 /// How long the new node waits for a last look at sequences before it takes writes.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
+/// Where nobody can write, pauses stop growing after so many failures: at 4 s.
+const NOBODY_WRITES_TRIES: u32 = 3;
+
 /// What happens to a switchover.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -110,7 +113,8 @@ impl Switchover {
             Step::StopWrites => Step::Drain,
             Step::Drain => Step::AdmitSequences,
             Step::AdmitSequences => Step::Sequences,
-            Step::Sequences => Step::Decide,
+            Step::Sequences => Step::ProveOpen,
+            Step::ProveOpen => Step::Decide,
             Step::Decide => Step::AdmitLast,
             Step::AdmitLast => Step::LastSequences,
             Step::LastSequences => Step::Open,
@@ -131,6 +135,7 @@ impl Switchover {
         self.step = step;
         self.entered_at = now;
         self.trouble = None;
+        self.hindrance = None;
         if step <= Step::Completed {
             self.reached = step;
             self.fault = None;
@@ -216,7 +221,7 @@ impl Switchover {
             | (Step::Drain, Outcome::FencePassed { .. })
             | (Step::Decide, Outcome::WriteState(WriteState::Final))
             | (Step::ReopenOld | Step::ReopenNew, Outcome::WriteState(WriteState::Open { .. }))
-            | (Step::DropWayBack, Outcome::Done) => {}
+            | (Step::ProveOpen | Step::DropWayBack, Outcome::Done) => {}
             (Step::CompareRows, Outcome::Compared(report)) => {
                 if !report.is_equal() {
                     return Err(self.unequal());
@@ -310,16 +315,17 @@ impl Switchover {
     fn again(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
         let (since, tries) = self.trouble.map_or((now, 0), |t| (t.since, t.tries));
         let tries = tries.saturating_add(1);
-        let again = after(now, pause(tries, self.id.0));
+        let paused = match self.step {
+            Step::Open | Step::ReopenOld => tries.min(NOBODY_WRITES_TRIES),
+            _ => tries,
+        };
+        let again = after(now, pause(paused, self.id.0));
         self.trouble = Some(Trouble {
             since,
             tries,
             again,
         });
-        if self.step <= Step::Completed {
-            // While it is undone, the reason stays.
-            self.fault = Some(fault.clone());
-        }
+        self.hindrance = Some(fault.clone());
         out.push(Effect::TriesAgain(fault));
     }
 

@@ -2,6 +2,7 @@
 //! there, no number is given out twice, and whatever dies, exactly one node takes writes in the end.
 
 mod deaths;
+mod held;
 mod refused;
 mod way_back;
 

@@ -229,6 +229,7 @@ impl<S: Store> Driver<S> {
             Step::Sequences | Step::LastSequences => Command::from(TargetCommand::RaiseSequences {
                 source: self.peer(&spec.from),
             }),
+            Step::ProveOpen => switchover(SwitchoverCommand::ProveOpen),
             Step::Decide => switchover(SwitchoverCommand::Decide),
             Step::Open => switchover(SwitchoverCommand::Open),
             Step::ReopenOld | Step::ReopenNew => switchover(SwitchoverCommand::Reopen),

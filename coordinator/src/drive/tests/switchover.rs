@@ -106,6 +106,7 @@ fn writes_move_and_the_new_node_is_detached() {
             "look_before_switchover",
             "close_database",
             "raise_sequences",
+            "prove_open",
             "raise_sequences",
             "open_database",
             "cleanup_target"

@@ -58,9 +58,11 @@ fn success(step: Step) -> Outcome {
             wal_limit: None,
             state: PreparedState::Waiting,
         })),
-        Step::AdmitRows | Step::AdmitSequences | Step::AdmitLast | Step::DropWayBack => {
-            Outcome::Done
-        }
+        Step::AdmitRows
+        | Step::AdmitSequences
+        | Step::ProveOpen
+        | Step::AdmitLast
+        | Step::DropWayBack => Outcome::Done,
         Step::CompareRows => Outcome::Compared(Box::default()),
         Step::CloseNew | Step::StopWrites => Outcome::WritesStopped(WritesStopped {
             reopen: "ALTER DATABASE".to_owned(),
@@ -116,6 +118,7 @@ fn writes_move_in_one_order_with_and_without_a_way_back_and_rows() {
         Drain,
         AdmitSequences,
         Sequences,
+        ProveOpen,
         Decide,
         AdmitLast,
         LastSequences,
