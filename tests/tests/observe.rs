@@ -233,6 +233,8 @@ const ELSEWHERE: &[&str] = &[
     "switchover.undone",
     "switchover.completed",
     "switchover.writes_given_back",
+    "switchover.read_only_lifted",
+    "switchover.read_only_restored",
     "switchover.holder_ended",
     "tables.added",
     "tables.dropped",

@@ -31,6 +31,7 @@ use steep_protocol::message::switchover::SwitchoverCommand;
 use tokio::sync::Notify;
 
 pub(crate) use guard::Guard;
+pub(crate) use note::{SETTING, is_on};
 
 use crate::task::Task;
 

@@ -87,6 +87,7 @@ pub(crate) fn status(view: &SwitchoverView) -> String {
     match (view.step, view.ended_at) {
         (Step::Completed, Some(at)) => {
             let reopen = match (&view.reopen, view.way_back) {
+                (Some(_), _) if view.lifted => format!("; {from} is no longer read-only"),
                 (Some(reopen), WayBack::None) => {
                     format!("; {from} is read-only: {} changes that", clean(reopen))
                 }
@@ -133,6 +134,7 @@ pub(crate) fn json(view: &SwitchoverView) -> Value {
         "deadline": view.deadline,
         "reverse": view.way_back == WayBack::Follow,
         "reopen": view.reopen,
+        "lifted": view.lifted,
         "ended_sessions": view.ended_sessions,
         "error_message": view.fault.as_ref().map(ToString::to_string),
         "hindrance": view.hindrance.as_ref().map(ToString::to_string),
@@ -192,6 +194,7 @@ mod tests {
             deadline: None,
             way_back: WayBack::None,
             reopen: Some("ALTER DATABASE \"app\" RESET default_transaction_read_only".to_owned()),
+            lifted: false,
             ended_sessions: 0,
             fault: None,
             hindrance: None,
@@ -234,7 +237,18 @@ mod tests {
             ),
             ..view(Step::Open)
         };
-        for one in [&view(Step::Completed), &back, &late, &undone, &held] {
+        let lifted = SwitchoverView {
+            lifted: true,
+            ..back.clone()
+        };
+        for one in [
+            &view(Step::Completed),
+            &back,
+            &lifted,
+            &late,
+            &undone,
+            &held,
+        ] {
             text.push_str(&format!("\n{}", status(one)));
         }
         insta::assert_snapshot!(text);

@@ -232,6 +232,7 @@ impl Switchover {
             deadline: stopped.map(|at| machine::deadline(at, &self.spec)),
             way_back: self.spec.way_back,
             reopen: self.reopen.clone(),
+            lifted: false,
             ended_sessions: self.ended_sessions,
             fault: self.fault.clone(),
             hindrance: self.hindrance.clone(),

@@ -3,6 +3,7 @@
 
 mod deaths;
 mod held;
+mod lifted;
 mod refused;
 mod way_back;
 

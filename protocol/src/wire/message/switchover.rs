@@ -323,6 +323,8 @@ pub struct SwitchoverView {
     pub way_back: WayBack,
     /// The statement that lets sessions of `from` write again, once they may not.
     pub reopen: Option<String>,
+    /// Whether somebody has changed that setting of `from` after it had given its writes away.
+    pub lifted: bool,
     /// Sessions on `from` that were ended.
     pub ended_sessions: u64,
     /// Why it was undone or, once it is completed, why there is no way back.
