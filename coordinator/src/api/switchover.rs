@@ -29,7 +29,11 @@ impl Stream {
                 let none = || Fault::new(FaultKind::Failed, "the switchover was undone");
                 return Err(fault.unwrap_or_else(none).into());
             }
-            feed.changed().await.map_err(|_| stopping())?;
+            tokio::select! {
+                changed = feed.changed() => changed.map_err(|_| stopping())?,
+                // A step may last, and an operator who leaves has it undone.
+                left = self.sender.drained() => return Ok(left?),
+            }
         }
     }
 }
