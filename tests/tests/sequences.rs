@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::Database;
+use steep_tests::session::Session;
 use steep_tests::{scrape, wait};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -119,5 +120,38 @@ fn sequences_follow_forward_only_at_the_cost_of_one_statement() -> Result<()> {
         reads.len() > 2 && reads.len().abs_diff(sets.len()) <= 1,
         "{reads:?} and {sets:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_sequence_that_somebody_has_locked_is_named_and_the_others_follow() -> Result<()> {
+    let cluster = Cluster::builder()
+        .agent_argument("node_b", "--sequence-interval=1s")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE item (id int PRIMARY KEY); CREATE SEQUENCE one; CREATE SEQUENCE two; SELECT nextval('one')")?;
+    cluster.init(&[])?.expect(0)?;
+    let warnings = || -> Result<String> {
+        let view = cluster.node_view("node_b")?.context("node_b")?;
+        Ok(view["warnings"].to_string())
+    };
+    let alter = "BEGIN; ALTER SEQUENCE one INCREMENT 2";
+    for (place, held) in [("on this node", &target), ("on the source", &source)] {
+        let holder = Session::sleeping(held, "holder", alter)?;
+        let value = source.sql("SELECT nextval('two')")?;
+        wait::until_true("the other sequence to follow", LIMIT, || {
+            Ok(last(&target, "two")? == value)
+        })?;
+        let said = format!("{place}, somebody has locked public.one by process ");
+        wait::until_true("the warning", LIMIT, || {
+            let warnings = warnings()?;
+            Ok(warnings.contains(&said) && warnings.contains("(holder)"))
+        })?;
+        drop(holder);
+        let value = source.sql("SELECT nextval('one')")?;
+        wait::until_true("the sequence to follow", LIMIT, || {
+            Ok(last(&target, "one")? == value && !warnings()?.contains("public.one"))
+        })?;
+    }
     Ok(())
 }

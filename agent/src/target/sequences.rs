@@ -6,20 +6,18 @@ use steep_protocol::{Fault, FaultKind};
 
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
+use crate::pg::SHORT_LOCK_TIMEOUT;
 use crate::replication::sequence_use;
-use crate::task::{Patience, Task};
+use crate::task::Task;
 
 /// Raises those that are behind the source's.
 pub(crate) async fn raise_sequences(
     task: &Task,
     source: &SourceAgent,
 ) -> Result<SequencesRaised, Fault> {
-    let task = &Task {
-        patience: Patience::Short,
-        ..task.clone()
-    };
     let used = source.sequences_used().await?;
     let conn = Conn::to_catalog(task, "sequences").await?;
+    conn.execute(SHORT_LOCK_TIMEOUT).await?;
     let raised = sequence_use::raise(&conn, &used).await;
     conn.give_back().await;
     raised

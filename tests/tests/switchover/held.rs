@@ -163,3 +163,25 @@ fn who_holds_the_settings_of_the_new_node_after_the_decision_is_ended_or_named_i
     assert_eq!(source.sql(late)?, "2");
     Ok(())
 }
+
+#[test]
+fn who_has_locked_a_sequence_of_the_new_node_is_named_before_the_decision() -> Result<()> {
+    let cluster = ready()?;
+    let [source, target] = both(&cluster);
+    let alter = "BEGIN; ALTER SEQUENCE \"Ticket\" INCREMENT 2";
+    let holder = Session::sleeping(&target, "holder", alter)?;
+    source.sql("SELECT nextval('\"Ticket\"')")?;
+    let ended = wait::until("servers to answer", LIMIT, || {
+        let ended = cluster.cli(&switchover(&[]))?;
+        Ok((ended.code != 6).then_some(ended))
+    })?;
+    let ended = ended.expect(1)?;
+    for said in ["somebody has locked public.Ticket by process", "(holder)"] {
+        ensure!(ended.text().contains(said), "{said}: {ended}");
+    }
+    ensure!(writable(&source)? && writable(&target)?);
+    drop(holder);
+    completed(&cluster, &switchover(&[]))?;
+    assert_eq!(target.sql("SELECT nextval('\"Ticket\"')")?, "9");
+    Ok(())
+}

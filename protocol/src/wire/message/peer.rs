@@ -248,6 +248,8 @@ pub struct SequencesUsed {
     pub values: Vec<(TableName, i64)>,
     /// Some of those that the agent's role may not read; at most [`crate::limits::SEQUENCES_NAMED`].
     pub unreadable: Vec<TableName>,
+    /// Some of those that somebody has locked, each with who; at most [`crate::limits::SEQUENCES_NAMED`].
+    pub locked: Vec<String>,
 }
 
 /// The source's answer, one per request unless noted.
