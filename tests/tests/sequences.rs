@@ -155,3 +155,52 @@ fn a_sequence_that_somebody_has_locked_is_named_and_the_others_follow() -> Resul
     }
     Ok(())
 }
+
+#[test]
+fn sequences_that_others_have_made_on_the_target_are_left_alone_with_a_warning() -> Result<()> {
+    let cluster = Cluster::builder()
+        .agent_argument("node_b", "--sequence-interval=1s")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE item (id serial PRIMARY KEY)")?;
+    cluster.init(&[])?.expect(0)?;
+    source.sql(
+        "CREATE ROLE app; CREATE ROLE missing;
+         CREATE SEQUENCE theirs; ALTER SEQUENCE theirs OWNER TO app; CREATE SEQUENCE attached; ALTER SEQUENCE attached OWNER TO app; CREATE SEQUENCE shared; ALTER SEQUENCE shared OWNER TO app;
+         CREATE SEQUENCE agents; ALTER SEQUENCE agents OWNER TO missing",
+    )?;
+    target.sql(
+        "CREATE ROLE app; CREATE ROLE stranger; CREATE TABLE own (id int);
+         CREATE SEQUENCE theirs; ALTER SEQUENCE theirs OWNER TO stranger; CREATE SEQUENCE attached OWNED BY own.id;
+         CREATE SEQUENCE shared; ALTER SEQUENCE shared OWNER TO app; CREATE SEQUENCE agents;
+         ALTER TABLE item OWNER TO stranger",
+    )?;
+    let next =
+        "SELECT nextval('theirs'), nextval('attached'), nextval('shared'), nextval('agents')";
+    source.sql(next)?;
+    source.sql("INSERT INTO item DEFAULT VALUES; SELECT nextval('shared')")?;
+    wait::until_true("the sequences to follow", LIMIT, || {
+        let at = |sequence| last(&target, sequence);
+        Ok(at("shared")? == "2" && at("agents")? == "1" && at("item_id_seq")? == "1")
+    })?;
+    let view = wait::until("the warning", LIMIT, || {
+        let view = cluster.node_view("node_b")?.context("node_b")?;
+        let warned = view["warnings"].to_string().contains("others have made");
+        Ok(warned.then_some(view))
+    })?;
+    let warnings = view["warnings"].to_string();
+    for (sequence, named) in [
+        ("theirs", true),
+        ("attached", true),
+        ("shared", false),
+        ("agents", false),
+    ] {
+        assert_eq!(
+            warnings.contains(&format!("public.{sequence}")),
+            named,
+            "{warnings}"
+        );
+    }
+    assert_eq!(target.sql(next)?, "1|1|3|2");
+    Ok(())
+}

@@ -8,12 +8,12 @@ use backon::Retryable as _;
 use steep_protocol::limits::SEQUENCES_NAMED;
 use steep_protocol::message::agent::SequencesRaised;
 use steep_protocol::message::job::{ReplicationNames, TableFilter};
-use steep_protocol::message::peer::SequencesUsed;
+use steep_protocol::message::peer::{SequencesUsed, UsedSequence};
 use steep_protocol::{Fault, JobId, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use crate::node::connection::Conn;
+use crate::node::connection::{Conn, Params};
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session, lock_timeout};
 use crate::task::Task;
@@ -91,7 +91,12 @@ async fn read_all(
                 (true, Some(by), _) if used.locked.len() < SEQUENCES_NAMED => {
                     used.locked.push(locked(&name, by));
                 }
-                (true, None, Some(value)) => used.values.push((name, value)),
+                (true, None, Some(value)) => used.values.push(UsedSequence {
+                    name,
+                    value,
+                    owner: row.try_get(9)?,
+                    column: row.try_get(10)?,
+                }),
                 (true, ..) => {}
                 (false, ..) if used.unreadable.len() < SEQUENCES_NAMED => {
                     used.unreadable.push(name);
@@ -105,36 +110,43 @@ async fn read_all(
     }
 }
 
+/// The column of a sequence, the same on both sides. `a` is null where it belongs to none.
+const COLUMN: &str = "CASE WHEN a.attname IS NOT NULL
+            THEN jsonb_build_array(tn.nspname, t.relname, a.attname)::text END";
+
 fn locked(name: &TableName, by: &str) -> String {
     format!("{name} by {by}")
 }
 
 /// oid, schema, name, schema and name of the owning table, whether that is published, whether the sequence may be
-/// read, its last value, who has locked it. The page is chosen before values are read, which locks.
+/// read, its last value, who has locked it, its owner, its column. The page is chosen before values are read, which locks.
 fn page_sql() -> String {
     format!(
         "WITH published AS (
             SELECT p.relid FROM pg_publication AS own, pg_get_publication_tables(own.pubname::text) AS p
             WHERE own.pubname = $2
         ), page AS MATERIALIZED (
-            SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, o.refobjid AS owner
+            SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, o.refobjid AS owner,
+                o.refobjsubid AS number, pg_get_userbyid(c.relowner)::text AS role
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             LEFT JOIN LATERAL (
-                SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                SELECT d.refobjid, d.refobjsubid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                     AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1
             ) AS o ON true
             WHERE c.relkind = 'S' AND {USER_RELATION} AND c.oid > $1 ORDER BY c.oid LIMIT {BATCH}
         ), {HELD}, judged AS MATERIALIZED (
-            SELECT page.*, held.by, tn.nspname::text AS owner_schema, t.relname::text AS owner_name,
+            SELECT page.*, held.by, tn.nspname::text AS owner_schema, t.relname::text AS owner_name, {COLUMN} AS \"column\",
                 $2::text IS NULL OR owner IS NULL OR owner IN (SELECT relid FROM published)
                     OR t.relkind = 'p' AND EXISTS (SELECT FROM pg_partition_tree(t.oid) AS below
                         JOIN published ON published.relid = below.relid) AS covered,
                 has_sequence_privilege(page.oid, 'USAGE, SELECT') AS readable
             FROM page LEFT JOIN pg_class t ON t.oid = owner LEFT JOIN pg_namespace tn ON tn.oid = t.relnamespace
+                LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = page.number
                 LEFT JOIN held ON held.relation = page.oid
         )
         SELECT oid, schema, name, owner_schema, owner_name, covered, coalesce(readable, false),
-            CASE WHEN covered AND readable AND by IS NULL THEN pg_sequence_last_value(oid::regclass) END, by
+            CASE WHEN covered AND readable AND by IS NULL THEN pg_sequence_last_value(oid::regclass) END, by,
+            role, \"column\"
         FROM judged ORDER BY oid"
     )
 }
@@ -164,12 +176,18 @@ pub(crate) async fn raise(conn: &Conn, used: &SequencesUsed) -> Result<Sequences
 
 /// Each row: the sequence's place in the batch, what became of it, who has locked it. Reads and sets in the same row,
 /// so that a value that the node itself takes in between is not handed out again.
-async fn raise_batch(conn: &Conn, batch: &[(TableName, i64)]) -> Result<Vec<Row>, PgError> {
-    let schemas: Vec<&str> = batch.iter().map(|(s, _)| s.schema.as_str()).collect();
-    let names: Vec<&str> = batch.iter().map(|(s, _)| s.table.as_str()).collect();
-    let values: Vec<i64> = batch.iter().map(|(_, value)| *value).collect();
+///
+/// A sequence is the source's if it belongs to the same column or, where it belongs to none here, has an owner of the
+/// same name. The agent's role stands for one that does not exist here, or whom it may not give it to.
+async fn raise_batch(conn: &Conn, batch: &[UsedSequence]) -> Result<Vec<Row>, PgError> {
+    let schemas: Vec<&str> = batch.iter().map(|one| one.name.schema.as_str()).collect();
+    let names: Vec<&str> = batch.iter().map(|one| one.name.table.as_str()).collect();
+    let values: Vec<i64> = batch.iter().map(|one| one.value).collect();
+    let owners: Vec<&str> = batch.iter().map(|one| one.owner.as_str()).collect();
+    let columns: Vec<Option<&str>> = batch.iter().map(|one| one.column.as_deref()).collect();
     let sql = format!(
         "WITH {HELD} SELECT w.ord, CASE
+            WHEN NOT whose.same THEN 'left alone'
             WHEN held.by IS NOT NULL THEN 'locked'
             WHEN NOT has_sequence_privilege(c.oid, 'USAGE, SELECT')
                 OR NOT has_sequence_privilege(c.oid, 'UPDATE') THEN 'denied'
@@ -178,15 +196,30 @@ async fn raise_batch(conn: &Conn, batch: &[(TableName, i64)]) -> Result<Vec<Row>
             WHEN l.value IS NULL THEN 'unused'
             WHEN (w.value - l.value::numeric) * sign(q.seqincrement) <= 0 THEN 'ahead'
             WHEN setval(c.oid::regclass, w.value) IS NOT NULL THEN 'raised' END, held.by
-        FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS w (schema, name, value, ord)
+        FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[], $5::text[])
+            WITH ORDINALITY AS w (schema, name, value, owner, \"column\", ord)
         JOIN pg_namespace n ON n.nspname = w.schema
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind = 'S'
         JOIN pg_sequence q ON q.seqrelid = c.oid
+        JOIN pg_roles me ON me.rolname = current_user
+        LEFT JOIN pg_roles r ON r.rolname = w.owner
         LEFT JOIN held ON held.relation = c.oid
-        CROSS JOIN LATERAL (SELECT CASE WHEN held.by IS NULL AND has_sequence_privilege(c.oid, 'USAGE, SELECT')
+        LEFT JOIN LATERAL (
+            SELECT {COLUMN} AS \"column\" FROM pg_depend d
+            JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+            JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1
+        ) AS o ON true
+        CROSS JOIN LATERAL (SELECT CASE WHEN o.\"column\" IS NOT NULL
+            THEN o.\"column\" IS NOT DISTINCT FROM w.\"column\"
+            ELSE c.relowner = coalesce(r.oid, me.oid) OR c.relowner = me.oid AND NOT me.rolsuper END AS same) AS whose
+        CROSS JOIN LATERAL (SELECT CASE WHEN whose.same AND held.by IS NULL
+            AND has_sequence_privilege(c.oid, 'USAGE, SELECT')
             THEN pg_sequence_last_value(c.oid::regclass) END AS value) AS l"
     );
-    conn.fetch(&sql, &[&schemas, &names, &values]).await
+    let values: Params<'_> = &[&schemas, &names, &values, &owners, &columns];
+    conn.fetch(&sql, values).await
 }
 
 /// Raises sequences that never gave out a value; returns how many. One that was dropped or locked since it was looked
@@ -245,6 +278,7 @@ struct Raising {
     locked: Vec<String>,
     denied: Vec<String>,
     out_of_bounds: Vec<String>,
+    left_alone: Vec<String>,
 }
 
 impl Raising {
@@ -252,17 +286,23 @@ impl Raising {
     fn take<'a>(
         &mut self,
         rows: &[Row],
-        batch: &'a [(TableName, i64)],
+        batch: &'a [UsedSequence],
     ) -> Result<Vec<(&'a TableName, i64)>, PgError> {
         let mut unused = Vec::new();
         for row in rows {
             let at = usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
-            let Some((name, value)) = at.checked_sub(1).and_then(|at| batch.get(at)) else {
+            let one = at.checked_sub(1).and_then(|at| batch.get(at));
+            let Some(UsedSequence { name, value, .. }) = one else {
                 let text = "a sequence that was not asked for";
                 return Err(PgError::Protocol(text.to_owned()));
             };
+            let became = row.try_get::<_, Option<&str>>(1)?;
+            if became == Some("left alone") {
+                self.left_alone.push(name.to_string());
+                continue;
+            }
             self.followed += 1;
-            match row.try_get::<_, Option<&str>>(1)? {
+            match became {
                 Some("raised") => self.raised += 1,
                 Some("unused") => unused.push((name, *value)),
                 Some("locked") => {
@@ -305,6 +345,11 @@ impl Raising {
                 "give them the source's bounds",
             ),
         ];
+        let left_alone = problem(
+            &self.left_alone,
+            "here, others have made",
+            "these are left alone; give them the owner or the column that they have on the source, or other names",
+        );
         let said = problems.into_iter().filter(|(names, ..)| !names.is_empty());
         SequencesRaised {
             followed: self.followed,
@@ -312,6 +357,7 @@ impl Raising {
             problems: said
                 .map(|(names, what, fix)| problem(&names, what, fix))
                 .collect(),
+            left_alone: (!self.left_alone.is_empty()).then_some(left_alone),
         }
     }
 }

@@ -35,7 +35,11 @@ pub(super) async fn take_over(
         Some(source) => match raise_sequences(task, source).await {
             Ok(raised) => {
                 tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
-                raised.problems
+                raised
+                    .problems
+                    .into_iter()
+                    .chain(raised.left_alone)
+                    .collect()
             }
             // Admitted again, this node may ask.
             Err(fault)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Outcome, SequencesRaised};
 use steep_protocol::message::switchover::{
-    RowsCheck, SwitchoverSpec, SwitchoverStep as Step, WayBack, WriteState,
+    Lacking, RowsCheck, SwitchoverSpec, SwitchoverStep as Step, WayBack, WriteState,
 };
 use steep_protocol::{CommandId, Fault, FaultKind, NodeId, Retry};
 
@@ -260,16 +260,29 @@ impl Switchover {
     }
 
     /// A sequence that is not set could hand out a number that is used.
-    fn check(&self, raised: &SequencesRaised) -> Result<(), Fault> {
-        if raised.problems.is_empty() {
+    fn check(&mut self, raised: &SequencesRaised) -> Result<(), Fault> {
+        let mut problems = raised.problems.clone();
+        let mut hint = "";
+        if let Some(left) = &raised.left_alone {
+            match self.spec.lacking {
+                Lacking::Refused => {
+                    problems.push(left.clone());
+                    hint = "or accept with --force that these stay as they are";
+                }
+                Lacking::Accepted if self.warnings.contains(left) => {}
+                Lacking::Accepted => self.warnings.push(left.clone()),
+            }
+        }
+        if problems.is_empty() {
             return Ok(());
         }
         let text = format!(
             "some sequences cannot be set to those of {}: {}",
             self.spec.from,
-            raised.problems.join("; ")
+            problems.join("; ")
         );
-        Err(Fault::new(FaultKind::Failed, text).on(&self.spec.to))
+        let fault = Fault::new(FaultKind::Failed, text).on(&self.spec.to);
+        Err(fault.hint(hint))
     }
 
     fn failed(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
