@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::Database;
+use steep_tests::session::Session;
 use steep_tests::{scrape, wait};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -119,5 +120,87 @@ fn sequences_follow_forward_only_at_the_cost_of_one_statement() -> Result<()> {
         reads.len() > 2 && reads.len().abs_diff(sets.len()) <= 1,
         "{reads:?} and {sets:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn a_sequence_that_somebody_has_locked_is_named_and_the_others_follow() -> Result<()> {
+    let cluster = Cluster::builder()
+        .agent_argument("node_b", "--sequence-interval=1s")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE item (id int PRIMARY KEY); CREATE SEQUENCE one; CREATE SEQUENCE two; SELECT nextval('one')")?;
+    cluster.init(&[])?.expect(0)?;
+    let warnings = || -> Result<String> {
+        let view = cluster.node_view("node_b")?.context("node_b")?;
+        Ok(view["warnings"].to_string())
+    };
+    let alter = "BEGIN; ALTER SEQUENCE one INCREMENT 2";
+    for (place, held) in [("on this node", &target), ("on the source", &source)] {
+        let holder = Session::sleeping(held, "holder", alter)?;
+        let value = source.sql("SELECT nextval('two')")?;
+        wait::until_true("the other sequence to follow", LIMIT, || {
+            Ok(last(&target, "two")? == value)
+        })?;
+        let said = format!("{place}, somebody has locked public.one by process ");
+        wait::until_true("the warning", LIMIT, || {
+            let warnings = warnings()?;
+            Ok(warnings.contains(&said) && warnings.contains("(holder)"))
+        })?;
+        drop(holder);
+        let value = source.sql("SELECT nextval('one')")?;
+        wait::until_true("the sequence to follow", LIMIT, || {
+            Ok(last(&target, "one")? == value && !warnings()?.contains("public.one"))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sequences_that_others_have_made_on_the_target_are_left_alone_with_a_warning() -> Result<()> {
+    let cluster = Cluster::builder()
+        .agent_argument("node_b", "--sequence-interval=1s")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE item (id serial PRIMARY KEY)")?;
+    cluster.init(&[])?.expect(0)?;
+    source.sql(
+        "CREATE ROLE app; CREATE ROLE missing;
+         CREATE SEQUENCE theirs; ALTER SEQUENCE theirs OWNER TO app; CREATE SEQUENCE attached; ALTER SEQUENCE attached OWNER TO app; CREATE SEQUENCE shared; ALTER SEQUENCE shared OWNER TO app;
+         CREATE SEQUENCE agents; ALTER SEQUENCE agents OWNER TO missing",
+    )?;
+    target.sql(
+        "CREATE ROLE app; CREATE ROLE stranger; CREATE TABLE own (id int);
+         CREATE SEQUENCE theirs; ALTER SEQUENCE theirs OWNER TO stranger; CREATE SEQUENCE attached OWNED BY own.id;
+         CREATE SEQUENCE shared; ALTER SEQUENCE shared OWNER TO app; CREATE SEQUENCE agents;
+         ALTER TABLE item OWNER TO stranger",
+    )?;
+    let next =
+        "SELECT nextval('theirs'), nextval('attached'), nextval('shared'), nextval('agents')";
+    source.sql(next)?;
+    source.sql("INSERT INTO item DEFAULT VALUES; SELECT nextval('shared')")?;
+    wait::until_true("the sequences to follow", LIMIT, || {
+        let at = |sequence| last(&target, sequence);
+        Ok(at("shared")? == "2" && at("agents")? == "1" && at("item_id_seq")? == "1")
+    })?;
+    let view = wait::until("the warning", LIMIT, || {
+        let view = cluster.node_view("node_b")?.context("node_b")?;
+        let warned = view["warnings"].to_string().contains("others have made");
+        Ok(warned.then_some(view))
+    })?;
+    let warnings = view["warnings"].to_string();
+    for (sequence, named) in [
+        ("theirs", true),
+        ("attached", true),
+        ("shared", false),
+        ("agents", false),
+    ] {
+        assert_eq!(
+            warnings.contains(&format!("public.{sequence}")),
+            named,
+            "{warnings}"
+        );
+    }
+    assert_eq!(target.sql(next)?, "1|1|3|2");
     Ok(())
 }

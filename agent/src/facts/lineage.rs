@@ -10,13 +10,14 @@ use steep_protocol::limits::{JOB_NOTE_MAX, LISTED_MAX};
 use steep_protocol::message::facts::SubscribedTables;
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::lineage::{
-    ChangeOrigin, Identity, LINEAGE_MAX, Lineage, MirroredNode, SubscriptionSeen, Tool,
+    ChangeOrigin, Identity, LINEAGE_MAX, Lineage, MirroredNode, SubscriptionSeen, Tool, WritesMoved,
 };
 use steep_protocol::{JobId, NodeId, NodeState, TableName};
 use tokio_postgres::Row;
 
 use super::content::add;
 use crate::pg::{PgError, Session, literal};
+use crate::switchover::{SETTING, is_on};
 
 /// Until the first checkpoint after a promotion, only the name of the WAL file has the new timeline.
 const IDENTITY_SQL: &str = "
@@ -173,7 +174,26 @@ async fn own_tables(
         let rows = session.query_typed(&sql, &[]).await?;
         lineage.mirrored = rows.first().map(mirrored).transpose()?.flatten();
     }
+    if is_plain(session, "steep_repl", "write_stop").await? {
+        let sql = format!(
+            "SELECT switchover, ({SETTING}), current_database()::text FROM steep_repl.write_stop WHERE state = 'final'"
+        );
+        let rows = session.query_typed(&sql, &[]).await?;
+        lineage.moved = rows.first().map(moved).transpose()?.flatten();
+    }
     Ok(())
+}
+
+fn moved(row: &Row) -> Result<Option<WritesMoved>, PgError> {
+    let switchover: &str = row.try_get(0)?;
+    let Ok(switchover) = switchover.parse() else {
+        return Ok(None);
+    };
+    Ok(Some(WritesMoved {
+        switchover,
+        read_only: is_on(row.try_get(1)?),
+        database: row.try_get(2)?,
+    }))
 }
 
 /// The coordinator's note of a job. An older schema has no place for it.

@@ -241,7 +241,9 @@ impl SourceAgent {
         let ask = || async {
             let request = PeerRequest::FetchSequencesUsed { job: self.job };
             match self.ask(&request).await?.0 {
-                PeerReply::SequencesUsed(used) if used.unreadable.len() <= SEQUENCES_NAMED => {
+                PeerReply::SequencesUsed(used)
+                    if used.unreadable.len().max(used.locked.len()) <= SEQUENCES_NAMED =>
+                {
                     Ok(used)
                 }
                 PeerReply::SequencesUsed(_) => Err(self.endless("number of sequences")),

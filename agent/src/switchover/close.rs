@@ -7,6 +7,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
 use tokio::sync::Notify;
 
+use super::holders::{self, Holders};
 use super::note::{self, Note, Reading, State};
 use super::sessions;
 use crate::node::connection::Conn;
@@ -33,7 +34,10 @@ pub(super) async fn close(
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
     conn.execute(SHORT_LOCK_TIMEOUT).await?;
-    let reopen = write(&conn, task, closing).await?;
+    // On error the connection is dropped, and with it the transaction.
+    let held = (&task.node, &conn.session);
+    let written = holders::past(held, Holders::Stay, || write(&conn, task, closing));
+    let reopen = written.await??;
     // The deadline counts from here on, whatever becomes of this command.
     steps.notify_one();
     let stamp =
@@ -54,35 +58,34 @@ pub(super) async fn close(
     Ok(stopped)
 }
 
-/// Writes setting and note together. Returns the statement that undoes the setting.
-async fn write(conn: &Conn, task: &Task, closing: Closing) -> Result<String, Fault> {
-    let written = async {
-        conn.attempt(&format!("BEGIN; {LOCK}")).await?;
-        let database = note::database(&conn.session).await?;
-        let known = note::read(&conn.session, Reading::Plain).await?;
-        let setting = note::setting(&conn.session).await?;
-        let previous = match verdict(known, setting, task.job, closing, &task.node) {
-            Ok(Verdict::Write { previous }) => {
-                let seconds = match closing {
-                    Closing::Old {
-                        max_stop_seconds, ..
-                    } => Some(i64::from(max_stop_seconds)),
-                    Closing::New => None,
-                };
-                let id = task.job.to_string();
-                conn.fetch(WRITE, &[&id, &previous, &seconds]).await?;
-                previous
-            }
-            Ok(Verdict::Keep { previous }) => previous,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        conn.attempt(&note::closed(&database)).await?;
-        conn.attempt("COMMIT").await?;
-        Ok(Ok(note::put_back(&database, previous.as_deref())))
+/// Writes setting and note together. Returns the statement that undoes the setting, or why it was refused.
+async fn write(
+    conn: &Conn,
+    task: &Task,
+    closing: Closing,
+) -> Result<Result<String, Fault>, PgError> {
+    conn.attempt(&format!("BEGIN; {LOCK}")).await?;
+    let database = note::database(&conn.session).await?;
+    let known = note::read(&conn.session, Reading::Plain).await?;
+    let setting = note::setting(&conn.session).await?;
+    let previous = match verdict(known, setting, task.job, closing, &task.node) {
+        Ok(Verdict::Write { previous }) => {
+            let seconds = match closing {
+                Closing::Old {
+                    max_stop_seconds, ..
+                } => Some(i64::from(max_stop_seconds)),
+                Closing::New => None,
+            };
+            let id = task.job.to_string();
+            conn.fetch(WRITE, &[&id, &previous, &seconds]).await?;
+            previous
+        }
+        Ok(Verdict::Keep { previous }) => previous,
+        Err(fault) => return Ok(Err(fault)),
     };
-    // On error the connection is dropped, and with it the transaction.
-    let written: Result<Result<String, Fault>, PgError> = written.await;
-    written.map_err(|error| conn.fault(&error))?
+    conn.attempt(&note::closed(&database)).await?;
+    conn.attempt("COMMIT").await?;
+    Ok(Ok(note::put_back(&database, previous.as_deref())))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -32,6 +32,8 @@ pub(crate) struct Guard {
     conninfo: Arc<Conninfo>,
     /// Notified after each step.
     steps: Arc<Notify>,
+    /// Why writes that are due are not given back, as last told.
+    told: Option<String>,
 }
 
 impl Guard {
@@ -40,11 +42,12 @@ impl Guard {
             node: node.clone(),
             conninfo: Arc::clone(conninfo),
             steps,
+            told: None,
         }
     }
 
     /// Runs until cancelled.
-    pub(crate) async fn run(self, halt: CancellationToken) {
+    pub(crate) async fn run(mut self, halt: CancellationToken) {
         loop {
             let looked = tokio::time::timeout(LOOK_TIMEOUT, self.look()).await;
             let wait = match looked {
@@ -64,14 +67,27 @@ impl Guard {
     }
 
     /// Gives writes back where they are due; returns when to look again, if that does not depend on a step.
-    async fn look(&self) -> Result<Option<Duration>, PgError> {
+    async fn look(&mut self) -> Result<Option<Duration>, PgError> {
         let session = Session::connect(&self.conninfo, "switchover-guard").await?;
         let known = note::read_any(&session).await?;
         let wait = wait(known.as_ref());
         if wait == Some(Duration::ZERO) {
-            let given_back = open::expire(&session, &self.conninfo.application_name("")).await?;
-            if given_back {
-                warn!(event = "switchover.writes_given_back", node_id = %self.node, "the time of a switchover is over: sessions may write again");
+            let ours = self.conninfo.application_name("");
+            match open::expire((&self.node, &session), &ours).await {
+                Ok(given_back) => {
+                    self.told = None;
+                    if given_back {
+                        warn!(event = "switchover.writes_given_back", node_id = %self.node, "the time of a switchover is over: sessions may write again");
+                    }
+                }
+                Err(fault) => {
+                    if self.told.as_ref() != Some(&fault.message) {
+                        warn!(node_id = %self.node, error = %fault, hint = %fault.hint, "the time of a switchover is over, but writes are not given back yet");
+                    }
+                    self.told = Some(fault.message);
+                    // Dropped, since it may be within a transaction.
+                    return Ok(Some(AGAIN));
+                }
             }
         }
         session.give_back().await;

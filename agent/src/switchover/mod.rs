@@ -19,6 +19,7 @@ mod close;
 mod decide;
 mod facts;
 mod guard;
+mod holders;
 mod note;
 mod open;
 mod sessions;
@@ -30,6 +31,7 @@ use steep_protocol::message::switchover::SwitchoverCommand;
 use tokio::sync::Notify;
 
 pub(crate) use guard::Guard;
+pub(crate) use note::{SETTING, is_on};
 
 use crate::task::Task;
 
@@ -48,6 +50,7 @@ pub(crate) async fn perform(
             let stopped = close::close(task, closing, steps).await?;
             Ok(Outcome::WritesStopped(stopped))
         }
+        SwitchoverCommand::ProveOpen => open::prove(task).await.map(|()| Outcome::Done),
         SwitchoverCommand::Decide => decide::decide(task).await.map(Outcome::WriteState),
         SwitchoverCommand::Open => open::open(task).await.map(Outcome::WriteState),
         SwitchoverCommand::Reopen => open::reopen(task).await.map(Outcome::WriteState),

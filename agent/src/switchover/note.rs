@@ -91,18 +91,20 @@ pub(super) async fn database(session: &Session) -> Result<Identifier, PgError> {
     Identifier::parse(row.try_get::<_, String>(0)?).map_err(bad)
 }
 
+/// Selects what the database's own setting is, where it has one.
+pub(crate) const SETTING: &str = "SELECT split_part(e.entry, '=', 2) FROM pg_db_role_setting s \
+     CROSS JOIN LATERAL unnest(s.setconfig) AS e (entry) \
+     WHERE s.setrole = 0 AND split_part(e.entry, '=', 1) = 'default_transaction_read_only' \
+     AND s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())";
+
 /// What the database's own setting is.
 pub(super) async fn setting(session: &Session) -> Result<Option<String>, PgError> {
-    let sql = "SELECT split_part(e.entry, '=', 2) FROM pg_db_role_setting s \
-         CROSS JOIN LATERAL unnest(s.setconfig) AS e (entry) \
-         WHERE s.setrole = 0 AND split_part(e.entry, '=', 1) = 'default_transaction_read_only' \
-         AND s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())";
-    let row = session.query_opt(sql, &[]).await?;
+    let row = session.query_opt(SETTING, &[]).await?;
     row.map(|row| Ok(row.try_get(0)?)).transpose()
 }
 
 /// Whether a value of the setting makes sessions read-only. PostgreSQL keeps it as it was written.
-pub(super) fn is_on(value: Option<&str>) -> bool {
+pub(crate) fn is_on(value: Option<&str>) -> bool {
     let on = |value: &str| {
         let value = value.to_ascii_lowercase();
         value == "1" || value == "on" || "true".starts_with(&value) || "yes".starts_with(&value)

@@ -1,13 +1,14 @@
 //! Lets new sessions write: on the new node once the old one has decided, on either node to undo.
 
 use steep_protocol::message::switchover::WriteState;
-use steep_protocol::{Fault, Lsn};
+use steep_protocol::{Fault, Lsn, NodeId};
 
+use super::holders::{self, Holders};
 use super::note::{self, Note, Reading, State};
 use super::sessions;
 use crate::node::connection::Conn;
 use crate::node::own_schema;
-use crate::pg::{PgError, Session};
+use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session};
 use crate::task::Task;
 
 /// Whoever holds the row has a deadline: deciding ends with the switchover's time at the latest.
@@ -34,29 +35,63 @@ pub(super) async fn reopen(task: &Task) -> Result<WriteState, Fault> {
     lifted(task, &Whose::Own(task.job.to_string())).await
 }
 
+/// Finds out, on the new node before the old one decides, that nobody keeps [`open`] from succeeding. Changes nothing.
+pub(super) async fn prove(task: &Task) -> Result<(), Fault> {
+    let conn = Conn::to_catalog(task, "switchover").await?;
+    conn.execute(SHORT_LOCK_TIMEOUT).await?;
+    let whose = Whose::Any(task.job.to_string());
+    let changed = || change(&conn.session, &whose, "ROLLBACK");
+    holders::past((&task.node, &conn.session), Holders::Stay, changed).await?;
+    conn.give_back().await;
+    Ok(())
+}
+
 /// Gives writes back where a deadline has passed. Returns whether it did.
-pub(super) async fn expire(session: &Session, ours: &str) -> Result<bool, PgError> {
-    session.batch_execute(LOCK_TIMEOUT).await?;
-    let before = note::read(session, Reading::Plain).await?;
-    let after = lift(session, &Whose::Overdue, ours).await?;
+pub(super) async fn expire(
+    (node, session): (&NodeId, &Session),
+    ours: &str,
+) -> Result<bool, Fault> {
+    let fault = |error: PgError| error.to_fault(node);
+    let patience = session.batch_execute(LOCK_TIMEOUT).await;
+    patience.map_err(|error| fault(error.into()))?;
+    let before = note::read(session, Reading::Plain).await.map_err(fault)?;
+    let after = lift((node, session), &Whose::Overdue, ours).await?;
     Ok(before.is_some_and(|note| note.state == State::Closed)
         && matches!(after, WriteState::Open { .. }))
 }
 
 async fn lifted(task: &Task, whose: &Whose) -> Result<WriteState, Fault> {
     let conn = Conn::to_catalog(task, "switchover").await?;
-    let work = async {
-        own_schema::install(&conn.session).await?;
-        conn.attempt(LOCK_TIMEOUT).await?;
-        lift(&conn.session, whose, &sessions::ours(task)).await
-    };
-    let state = work.await.map_err(|error| conn.fault(&error))?;
+    let installed = own_schema::install(&conn.session).await;
+    installed.map_err(|error| conn.fault(&error))?;
+    conn.execute(LOCK_TIMEOUT).await?;
+    let ours = sessions::ours(task);
+    let state = lift((&task.node, &conn.session), whose, &ours).await?;
     conn.give_back().await;
     Ok(state)
 }
 
 /// Puts the setting back and notes that, together; then ends the sessions that would stay read-only. Idempotent.
-async fn lift(session: &Session, whose: &Whose, ours: &str) -> Result<WriteState, PgError> {
+async fn lift(
+    (node, session): (&NodeId, &Session),
+    whose: &Whose,
+    ours: &str,
+) -> Result<WriteState, Fault> {
+    let fault = |error: PgError| error.to_fault(node);
+    let noted = note::read(session, Reading::Plain).await.map_err(fault)?;
+    let holders = match (whose, noted.and_then(|note| note.left)) {
+        // No application waits for a replica that did not take over.
+        (Whose::Own(_), None) => Holders::Stay,
+        (Whose::Any(_) | Whose::Own(_) | Whose::Overdue, _) => Holders::AreEnded,
+    };
+    let changed = || change(session, whose, "COMMIT");
+    let state = holders::past((node, session), holders, changed).await?;
+    sweep(session, ours).await.map_err(fault)?;
+    Ok(state)
+}
+
+/// One transaction, which `end` ends.
+async fn change(session: &Session, whose: &Whose, end: &str) -> Result<WriteState, PgError> {
     session.batch_execute("BEGIN").await?;
     let noted = note::read(session, Reading::ForUpdate).await?;
     let state = match noted {
@@ -64,7 +99,12 @@ async fn lift(session: &Session, whose: &Whose, ours: &str) -> Result<WriteState
         Some(note) if is_lifted(&note, whose) => put_back(session, &note, whose).await?,
         Some(note) => left(&note, whose),
     };
-    session.batch_execute("COMMIT").await?;
+    session.batch_execute(end).await?;
+    Ok(state)
+}
+
+/// Ends the sessions that would stay read-only, once.
+async fn sweep(session: &Session, ours: &str) -> Result<(), PgError> {
     let swept = "SELECT opened_at IS NOT NULL FROM steep_repl.write_stop WHERE state = 'open'";
     if let Some(row) = session.query_opt(swept, &[]).await?
         && !row.try_get::<_, bool>(0)?
@@ -74,7 +114,7 @@ async fn lift(session: &Session, whose: &Whose, ours: &str) -> Result<WriteState
              WHERE state = 'open' AND opened_at IS NULL";
         session.batch_execute(stamp).await?;
     }
-    Ok(state)
+    Ok(())
 }
 
 fn is_lifted(note: &Note, whose: &Whose) -> bool {

@@ -50,7 +50,7 @@ const MAY_WRITE: &str =
 const READ_ONLY: &str = "s.backend_start >= (SELECT w.began_at FROM steep_repl.write_stop w)";
 
 /// Whether this role can end the session (PostgreSQL manual, `pg_terminate_backend`).
-const ENDABLE: &str = "((SELECT me.rolsuper FROM pg_roles me WHERE me.rolname = current_user) \
+pub(super) const ENDABLE: &str = "((SELECT me.rolsuper FROM pg_roles me WHERE me.rolname = current_user) \
      OR NOT coalesce(r.rolsuper, false) \
          AND (pg_has_role(r.oid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')))";
 

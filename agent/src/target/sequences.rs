@@ -9,8 +9,9 @@ use steep_protocol::{Fault, FaultKind, Retry};
 
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
+use crate::pg::SHORT_LOCK_TIMEOUT;
 use crate::replication::sequence_use;
-use crate::task::{Patience, Task};
+use crate::task::Task;
 
 /// How often the source's agent is asked again after the connection to it was lost.
 const LOST_TRIES: usize = 2;
@@ -22,12 +23,9 @@ pub(crate) async fn raise_sequences(
     task: &Task,
     source: &SourceAgent,
 ) -> Result<SequencesRaised, Fault> {
-    let task = &Task {
-        patience: Patience::Short,
-        ..task.clone()
-    };
     let used = source.sequences_used().await?;
     let conn = Conn::to_catalog(task, "sequences").await?;
+    conn.execute(SHORT_LOCK_TIMEOUT).await?;
     let raised = sequence_use::raise(&conn, &used).await;
     conn.give_back().await;
     raised
@@ -56,7 +54,11 @@ pub(super) async fn take_over(
         Some(source) => match raise_again(task, source).await {
             Ok(raised) => {
                 tracing::info!(node_id = %task.node, followed = raised.followed, raised = raised.raised, "the sequences are set to the source's");
-                raised.problems
+                raised
+                    .problems
+                    .into_iter()
+                    .chain(raised.left_alone)
+                    .collect()
             }
             // Admitted again, this node may ask.
             Err(fault)

@@ -145,11 +145,15 @@ struct Shown {
 
 impl Shown {
     fn show(&mut self, view: Box<SwitchoverView>) {
-        let news = self.last.as_ref().is_none_or(|last| last.step != view.step);
+        let seen = |view: &SwitchoverView| {
+            let hindrance = view.hindrance.as_ref();
+            (view.step, hindrance.map(|fault| fault.message.clone()))
+        };
+        let news = self.last.as_deref().map(seen) != Some(seen(&view));
         if news && self.terminal.json {
             print_json(&switchover::step_json(&view));
         } else if news {
-            print_line(&switchover::step(&view));
+            print_line(&switchover::progress(&view));
         }
         self.last = Some(view);
     }
@@ -186,16 +190,15 @@ async fn interrupted(
             ));
         }
         shown.show(view.clone());
-        match view.step {
-            SwitchoverStep::Completed => return Ok(*view),
-            SwitchoverStep::Undone => {
-                let text = format!(
-                    "interrupted, and undone: {} takes writes as before",
-                    spec.from
-                );
-                return Err(Failure::new(FaultKind::Cancelled, text));
-            }
-            _ => {}
+        if view.step == SwitchoverStep::Completed {
+            return Ok(*view);
+        }
+        if view.is_undone() {
+            let text = format!(
+                "interrupted, and undone: {} takes writes as before",
+                spec.from
+            );
+            return Err(Failure::new(FaultKind::Cancelled, text));
         }
     }
 }

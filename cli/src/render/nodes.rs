@@ -282,6 +282,7 @@ fn moved(node: &NodeView) -> Option<String> {
     let completed = last.step == SwitchoverStep::Completed;
     completed.then(|| match last.to == node.node_id {
         true => format!("takes writes in place of {}", last.from),
+        false if last.lifted => format!("no longer read-only, though {} takes writes", last.to),
         false => format!("read-only, in favour of {}", last.to),
     })
 }

@@ -1,6 +1,7 @@
 //! What a switchover does, as text and as JSON.
 
 use serde_json::{Value, json};
+use steep_protocol::Fault;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::switchover::{
     SwitchoverSpec, SwitchoverStep as Step, SwitchoverView, WayBack,
@@ -21,6 +22,7 @@ pub(crate) fn step(view: &SwitchoverView) -> String {
         Step::Drain => format!("{to}: applies what was written"),
         Step::AdmitSequences => format!("{from}: lets its sequences be read"),
         Step::Sequences => format!("{to}: sets its sequences"),
+        Step::ProveOpen => format!("{to}: sees whether somebody keeps it from taking writes"),
         Step::AdmitLast => format!("{from}: lets its sequences be read once more"),
         Step::LastSequences => format!("{to}: sets its sequences to what was used last"),
         Step::Decide => format!("{from}: gives its writes away"),
@@ -33,6 +35,18 @@ pub(crate) fn step(view: &SwitchoverView) -> String {
         Step::DropWayBack => format!("{to}: drops the slot for the way back"),
         Step::Undone => format!("{from}: takes writes as before"),
     }
+}
+
+/// The same with what is in its way.
+pub(crate) fn progress(view: &SwitchoverView) -> String {
+    format!("{}{}", step(view), after(view.hindrance.as_ref()))
+}
+
+/// A fault at the end of a sentence.
+fn after(fault: Option<&Fault>) -> String {
+    fault.map_or_else(String::new, |fault| {
+        format!("; {}", clean(&fault.to_string()))
+    })
 }
 
 /// How long a stop was: tenths of a second matter.
@@ -69,11 +83,11 @@ pub(crate) fn completed(view: &SwitchoverView) -> String {
 /// The line of a node's status, where there is something to say.
 pub(crate) fn status(view: &SwitchoverView) -> String {
     let (from, to) = (&view.from, &view.to);
-    let fault = view.fault.as_ref().map(|fault| clean(&fault.to_string()));
-    let fault = fault.map_or_else(String::new, |fault| format!("; {fault}"));
+    let fault = after(view.fault.as_ref());
     match (view.step, view.ended_at) {
         (Step::Completed, Some(at)) => {
             let reopen = match (&view.reopen, view.way_back) {
+                (Some(_), _) if view.lifted => format!("; {from} is no longer read-only"),
                 (Some(reopen), WayBack::None) => {
                     format!("; {from} is read-only: {} changes that", clean(reopen))
                 }
@@ -96,7 +110,11 @@ pub(crate) fn status(view: &SwitchoverView) -> String {
                 None => format!("; writes are stopped for {}", seconds(view)),
                 Some(_) => String::new(),
             };
-            format!("from {from} to {to}: {}{stopped}{until}{fault}", step(view))
+            let hindrance = after(view.hindrance.as_ref());
+            format!(
+                "from {from} to {to}: {}{stopped}{until}{hindrance}{fault}",
+                step(view)
+            )
         }
     }
 }
@@ -116,8 +134,10 @@ pub(crate) fn json(view: &SwitchoverView) -> Value {
         "deadline": view.deadline,
         "reverse": view.way_back == WayBack::Follow,
         "reopen": view.reopen,
+        "lifted": view.lifted,
         "ended_sessions": view.ended_sessions,
         "error_message": view.fault.as_ref().map(ToString::to_string),
+        "hindrance": view.hindrance.as_ref().map(ToString::to_string),
         "warnings": view.warnings,
     })
 }
@@ -155,7 +175,7 @@ pub(crate) fn plan_json(spec: &SwitchoverSpec, findings: &[Finding]) -> Value {
 #[cfg(test)]
 mod tests {
     use steep_protocol::message::switchover::SwitchoverStep;
-    use steep_protocol::{Fault, FaultKind, JobId};
+    use steep_protocol::{FaultKind, JobId};
 
     use super::super::samples::{at, id};
     use super::*;
@@ -174,8 +194,10 @@ mod tests {
             deadline: None,
             way_back: WayBack::None,
             reopen: Some("ALTER DATABASE \"app\" RESET default_transaction_read_only".to_owned()),
+            lifted: false,
             ended_sessions: 0,
             fault: None,
+            hindrance: None,
             warnings: Vec::new(),
         }
     }
@@ -209,7 +231,24 @@ mod tests {
             fault: Some(Fault::new(FaultKind::Timeout, "too late").on(&id("node_b"))),
             ..view(Step::Undone)
         };
-        for one in [&view(Step::Completed), &back, &late, &undone] {
+        let held = SwitchoverView {
+            hindrance: Some(
+                Fault::new(FaultKind::Failed, "process 4711 holds its settings").on(&id("node_b")),
+            ),
+            ..view(Step::Open)
+        };
+        let lifted = SwitchoverView {
+            lifted: true,
+            ..back.clone()
+        };
+        for one in [
+            &view(Step::Completed),
+            &back,
+            &lifted,
+            &late,
+            &undone,
+            &held,
+        ] {
             text.push_str(&format!("\n{}", status(one)));
         }
         insta::assert_snapshot!(text);

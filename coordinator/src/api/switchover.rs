@@ -1,4 +1,4 @@
-//! Follows a switchover until it has ended.
+//! Follows a switchover until it has ended, or until only the new node keeps it from being undone.
 
 use steep_protocol::Fault;
 use steep_protocol::FaultKind;
@@ -20,16 +20,20 @@ impl Stream {
             let view = feed.borrow_and_update().clone();
             let step = view.step;
             let fault = view.fault.clone();
+            let undone = view.is_undone();
             self.reply(&ApiReply::Switchover(Box::new(view))).await?;
-            match step {
-                SwitchoverStep::Completed => return Ok(()),
-                SwitchoverStep::Undone => {
-                    let none = || Fault::new(FaultKind::Failed, "the switchover was undone");
-                    return Err(fault.unwrap_or_else(none).into());
-                }
-                _ => {}
+            if step == SwitchoverStep::Completed {
+                return Ok(());
             }
-            feed.changed().await.map_err(|_| stopping())?;
+            if undone {
+                let none = || Fault::new(FaultKind::Failed, "the switchover was undone");
+                return Err(fault.unwrap_or_else(none).into());
+            }
+            tokio::select! {
+                changed = feed.changed() => changed.map_err(|_| stopping())?,
+                // A step may last, and an operator who leaves has it undone.
+                left = self.sender.drained() => return Ok(left?),
+            }
         }
     }
 }

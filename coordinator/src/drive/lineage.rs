@@ -29,12 +29,14 @@ impl<S: Store> Driver<S> {
         let first = !std::mem::replace(&mut agent.lineage_known, true);
         // Needed only while this coordinator does not know the job.
         agent.note = lineage.note.take();
+        let lifted = self.lifted(node).is_some();
         let Some(record) = self.nodes.get_mut(node) else {
             return;
         };
         if record.lineage.as_ref() != Some(&lineage) {
             record.lineage = Some(lineage);
             self.out.writes.push(Write::Node(Box::new(record.clone())));
+            self.tell_lifted(node, lifted, now);
         }
         let told = self.nodes.get(node);
         if let Some(lineage) = told.and_then(|record| record.lineage.clone()) {

@@ -147,6 +147,7 @@ impl<S: Store> Driver<S> {
             ));
         }
         warnings.extend(self.unknown_warnings(&record.id));
+        warnings.extend(self.lifted_warning(&record.id));
         if record.state == NodeState::Synchronized
             && let Some(kept) = self.sequences.get(&record.id)
         {

@@ -140,7 +140,8 @@ impl<S: Store> Driver<S> {
             kept.view.set_at = Some(now);
             kept.view.followed = raised.followed;
         }
-        let problems = raised.problems.join("; ");
+        let all = raised.problems.into_iter().chain(raised.left_alone);
+        let problems = all.collect::<Vec<_>>().join("; ");
         let warning = (!problems.is_empty())
             .then(|| format!("some sequences are not set to the source's: {problems}"));
         self.sequences_news(node, warning, now);

@@ -15,6 +15,8 @@ pub struct Known {
     pub columns_differ: bool,
     /// Other nodes that follow the old one.
     pub others: Vec<NodeId>,
+    /// Why some of the replica's sequences were not set when that was tried last.
+    pub sequences: Option<String>,
 }
 
 /// The share of the lock table that a switchover may fill: others need locks too.
@@ -107,6 +109,17 @@ fn replication(spec: &SwitchoverSpec, known: &Known, found: &mut Vec<Finding>) {
                 fix: "try again in some seconds".to_owned(),
             },
         )),
+    }
+    if let Some(why) = &known.sequences {
+        found.push(warning(
+            &spec.to,
+            Words {
+                code: "sequences_not_set",
+                what: why.clone(),
+                why: "if that is still so once writes are stopped, they are given back",
+                fix: "see to it before".to_owned(),
+            },
+        ));
     }
     if known.columns_differ {
         found.push(error(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Outcome, SequencesRaised};
 use steep_protocol::message::switchover::{
-    RowsCheck, SwitchoverSpec, SwitchoverStep as Step, WayBack, WriteState,
+    Lacking, RowsCheck, SwitchoverSpec, SwitchoverStep as Step, WayBack, WriteState,
 };
 use steep_protocol::{CommandId, Fault, FaultKind, NodeId, Retry};
 
@@ -20,6 +20,9 @@ use crate::snapshot::Trouble;
 
 /// How long the new node waits for a last look at sequences before it takes writes.
 const LAST_LOOK: Duration = Duration::from_secs(5);
+
+/// Where nobody can write, pauses stop growing after so many failures: at 4 s.
+const NOBODY_WRITES_TRIES: u32 = 3;
 
 /// What happens to a switchover.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +113,8 @@ impl Switchover {
             Step::StopWrites => Step::Drain,
             Step::Drain => Step::AdmitSequences,
             Step::AdmitSequences => Step::Sequences,
-            Step::Sequences => Step::Decide,
+            Step::Sequences => Step::ProveOpen,
+            Step::ProveOpen => Step::Decide,
             Step::Decide => Step::AdmitLast,
             Step::AdmitLast => Step::LastSequences,
             Step::LastSequences => Step::Open,
@@ -131,6 +135,7 @@ impl Switchover {
         self.step = step;
         self.entered_at = now;
         self.trouble = None;
+        self.hindrance = None;
         if step <= Step::Completed {
             self.reached = step;
             self.fault = None;
@@ -216,7 +221,7 @@ impl Switchover {
             | (Step::Drain, Outcome::FencePassed { .. })
             | (Step::Decide, Outcome::WriteState(WriteState::Final))
             | (Step::ReopenOld | Step::ReopenNew, Outcome::WriteState(WriteState::Open { .. }))
-            | (Step::DropWayBack, Outcome::Done) => {}
+            | (Step::ProveOpen | Step::DropWayBack, Outcome::Done) => {}
             (Step::CompareRows, Outcome::Compared(report)) => {
                 if !report.is_equal() {
                     return Err(self.unequal());
@@ -255,16 +260,29 @@ impl Switchover {
     }
 
     /// A sequence that is not set could hand out a number that is used.
-    fn check(&self, raised: &SequencesRaised) -> Result<(), Fault> {
-        if raised.problems.is_empty() {
+    fn check(&mut self, raised: &SequencesRaised) -> Result<(), Fault> {
+        let mut problems = raised.problems.clone();
+        let mut hint = "";
+        if let Some(left) = &raised.left_alone {
+            match self.spec.lacking {
+                Lacking::Refused => {
+                    problems.push(left.clone());
+                    hint = "or accept with --force that these stay as they are";
+                }
+                Lacking::Accepted if self.warnings.contains(left) => {}
+                Lacking::Accepted => self.warnings.push(left.clone()),
+            }
+        }
+        if problems.is_empty() {
             return Ok(());
         }
         let text = format!(
             "some sequences cannot be set to those of {}: {}",
             self.spec.from,
-            raised.problems.join("; ")
+            problems.join("; ")
         );
-        Err(Fault::new(FaultKind::Failed, text).on(&self.spec.to))
+        let fault = Fault::new(FaultKind::Failed, text).on(&self.spec.to);
+        Err(fault.hint(hint))
     }
 
     fn failed(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
@@ -310,16 +328,17 @@ impl Switchover {
     fn again(&mut self, fault: Fault, now: Timestamp, out: &mut Vec<Effect>) {
         let (since, tries) = self.trouble.map_or((now, 0), |t| (t.since, t.tries));
         let tries = tries.saturating_add(1);
-        let again = after(now, pause(tries, self.id.0));
+        let paused = match self.step {
+            Step::Open | Step::ReopenOld => tries.min(NOBODY_WRITES_TRIES),
+            _ => tries,
+        };
+        let again = after(now, pause(paused, self.id.0));
         self.trouble = Some(Trouble {
             since,
             tries,
             again,
         });
-        if self.step <= Step::Completed {
-            // While it is undone, the reason stays.
-            self.fault = Some(fault.clone());
-        }
+        self.hindrance = Some(fault.clone());
         out.push(Effect::TriesAgain(fault));
     }
 

@@ -4,9 +4,9 @@
 //! one ([`judge`]). Everything here is pure, as in [`crate::job`].
 //!
 //! ```text
-//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ DECIDE ─▶ sequences ─▶ open ─▶ detach ─▶ follow ─▶ completed
-//!     └─────────┴─────────┴────────────┴────────────┴──────────┴───────────┤
-//!                                                                          └─▶ reopen old ─▶ reopen new ─▶ undone
+//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ proof ─▶ DECIDE ─▶ sequences ─▶ open ─▶ detach ─▶ follow ─▶ completed
+//!     └─────────┴─────────┴────────────┴────────────┴──────────┴──────────┴─────────┤
+//!                                                                                   └─▶ reopen old ─▶ reopen new ─▶ undone
 //! ```
 //! The old node decides, in its own database. Until then whatever fails is undone, and where nobody undoes it, the old
 //! node's agent does when time is up. The new node takes writes only after it. So at most one of the two does, and in
@@ -59,7 +59,10 @@ pub struct Switchover {
     pub stale: Option<Stale>,
     /// Failures of the step.
     pub trouble: Option<Trouble>,
-    /// Why it is undone, what is in the way of the step, or, once it is completed, why there is no way back.
+    /// What is in the way of the step.
+    #[serde(default)]
+    pub hindrance: Option<Fault>,
+    /// Why it is undone or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
     /// When writes were stopped.
     pub stopped_at: Option<Timestamp>,
@@ -115,6 +118,7 @@ impl Side {
             | SwitchoverStep::CompareRows
             | SwitchoverStep::CloseNew
             | SwitchoverStep::Sequences
+            | SwitchoverStep::ProveOpen
             | SwitchoverStep::LastSequences
             | SwitchoverStep::Open
             | SwitchoverStep::ReopenNew
@@ -153,6 +157,7 @@ impl Switchover {
             running: None,
             stale: None,
             trouble: None,
+            hindrance: None,
             fault: None,
             stopped_at: None,
             resumed_at: None,
@@ -227,8 +232,10 @@ impl Switchover {
             deadline: stopped.map(|at| machine::deadline(at, &self.spec)),
             way_back: self.spec.way_back,
             reopen: self.reopen.clone(),
+            lifted: false,
             ended_sessions: self.ended_sessions,
             fault: self.fault.clone(),
+            hindrance: self.hindrance.clone(),
             warnings: self.warnings.clone(),
         }
     }
@@ -248,6 +255,7 @@ impl Switchover {
             | SwitchoverStep::Drain
             | SwitchoverStep::AdmitSequences
             | SwitchoverStep::Sequences
+            | SwitchoverStep::ProveOpen
             | SwitchoverStep::Decide
             | SwitchoverStep::AdmitLast
             | SwitchoverStep::LastSequences

@@ -2,6 +2,8 @@
 //! there, no number is given out twice, and whatever dies, exactly one node takes writes in the end.
 
 mod deaths;
+mod held;
+mod lifted;
 mod refused;
 mod way_back;
 

@@ -2,9 +2,10 @@
 //!
 //! [`crate::switchover::machine`] decides; this carries it out. Commands have the switchover's id in the place of a
 //! job's. [`orders`] checks and begins one, [`ending`] does what follows the decision and is the loop's own: the new
-//! node is detached, and the old one begins to follow by a job.
+//! node is detached, and the old one begins to follow by a job. [`lifted`] notices if that one takes writes all the same.
 
 mod ending;
+mod lifted;
 mod orders;
 
 use jiff::Timestamp;
@@ -68,7 +69,12 @@ impl<S: Store> Driver<S> {
         let last = all
             .filter(|one| one.side_of(node).is_some())
             .max_by_key(|one| one.began_at)?;
-        Some(Box::new(last.view(now)))
+        Some(Box::new(SwitchoverView {
+            lifted: self
+                .lifted(&last.spec.from)
+                .is_some_and(|one| one.id == last.id),
+            ..last.view(now)
+        }))
     }
 
     /// Whether messages with that id in the place of a job's are about a switchover.
@@ -229,6 +235,7 @@ impl<S: Store> Driver<S> {
             Step::Sequences | Step::LastSequences => Command::from(TargetCommand::RaiseSequences {
                 source: self.peer(&spec.from),
             }),
+            Step::ProveOpen => switchover(SwitchoverCommand::ProveOpen),
             Step::Decide => switchover(SwitchoverCommand::Decide),
             Step::Open => switchover(SwitchoverCommand::Open),
             Step::ReopenOld | Step::ReopenNew => switchover(SwitchoverCommand::Reopen),

@@ -352,6 +352,10 @@ impl<S: Store> Driver<S> {
             columns_differ: record.columns == Columns::Equal
                 && digests.is_some_and(|(old, new)| old != new),
             others: others.map(|other| other.id.clone()).collect(),
+            sequences: self
+                .sequences
+                .get(&spec.to)
+                .and_then(|kept| kept.view.warning.clone()),
         }
     }
 

@@ -229,5 +229,6 @@ pub(super) fn raised() -> SequencesRaised {
         followed: 3,
         raised: 1,
         problems: Vec::new(),
+        left_alone: None,
     }
 }

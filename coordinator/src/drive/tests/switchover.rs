@@ -1,7 +1,8 @@
 //! Claims about switchovers: their steps reach the right agents, survive restarts, and keep others away.
 
-use steep_protocol::message::agent::NodeCommand;
+use steep_protocol::message::agent::{AgentMessage, NodeCommand};
 use steep_protocol::message::api::{AbsentSource, ApiReply, DetachSpec, Order, Query};
+use steep_protocol::message::lineage::{Lineage, WritesMoved};
 use steep_protocol::message::switchover::{
     Lacking, RowsCheck, SwitchoverCommand, SwitchoverSpec, SwitchoverStep, SwitchoverView, WayBack,
     WriteState,
@@ -106,6 +107,7 @@ fn writes_move_and_the_new_node_is_detached() {
             "look_before_switchover",
             "close_database",
             "raise_sequences",
+            "prove_open",
             "raise_sequences",
             "open_database",
             "cleanup_target"
@@ -356,4 +358,59 @@ fn a_way_back_that_fails_is_told_and_what_is_left_of_it_goes_with_the_cancel() {
     assert!(told(&mut world, "b", before).contains(&"cleanup_source"));
     assert_eq!(count(&mut world, "node.left_removed"), 1);
     assert_eq!(world.state("a"), NodeState::Uninitialized);
+}
+
+/// The lineage of the node that writes have moved away from.
+fn moved(switchover: JobId, read_only: bool) -> AgentMessage {
+    AgentMessage::Lineage(Box::new(Lineage {
+        moved: Some(WritesMoved {
+            switchover,
+            read_only,
+            database: "app".to_owned(),
+        }),
+        ..Lineage::default()
+    }))
+}
+
+#[test]
+fn a_setting_of_the_old_node_that_somebody_lifts_is_told_once_and_warned_of_until_it_is_back() {
+    for way_back in [WayBack::None, WayBack::Follow] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        synchronized_pair(&mut world);
+        let feed = begin(&mut world, wanted(way_back));
+        let id = finish(&mut world, &feed).switchover_id;
+        let events = |world: &mut World| {
+            let names = ["read_only_lifted", "read_only_restored"];
+            names.map(|name| count(world, &format!("switchover.{name}")))
+        };
+        let lifted = |world: &mut World| {
+            let node = world.node("a");
+            let said = node
+                .warnings
+                .iter()
+                .any(|w| w.contains("no longer read-only"));
+            assert_eq!(said, node.switchover.unwrap().lifted);
+            said
+        };
+        world.say("a", moved(id, true));
+        assert!(!lifted(&mut world));
+        for _ in 0..2 {
+            world.say("a", moved(id, false));
+            assert!(lifted(&mut world));
+        }
+        assert_eq!(events(&mut world), [1, 0]);
+        // Known after a restart, and no news then.
+        let mut world = world.restart(directory.path());
+        assert!(lifted(&mut world));
+        world.say("a", moved(id, false));
+        assert_eq!(events(&mut world), [1, 0]);
+        world.say("a", moved(id, true));
+        assert!(!lifted(&mut world));
+        world.say("a", moved(id, false));
+        assert_eq!(events(&mut world), [2, 1]);
+        // Another switchover's is no business of this one.
+        world.say("a", moved(JobId(id.0 + 1), false));
+        assert!(!lifted(&mut world));
+    }
 }

@@ -58,9 +58,11 @@ fn success(step: Step) -> Outcome {
             wal_limit: None,
             state: PreparedState::Waiting,
         })),
-        Step::AdmitRows | Step::AdmitSequences | Step::AdmitLast | Step::DropWayBack => {
-            Outcome::Done
-        }
+        Step::AdmitRows
+        | Step::AdmitSequences
+        | Step::ProveOpen
+        | Step::AdmitLast
+        | Step::DropWayBack => Outcome::Done,
         Step::CompareRows => Outcome::Compared(Box::default()),
         Step::CloseNew | Step::StopWrites => Outcome::WritesStopped(WritesStopped {
             reopen: "ALTER DATABASE".to_owned(),
@@ -116,6 +118,7 @@ fn writes_move_in_one_order_with_and_without_a_way_back_and_rows() {
         Drain,
         AdmitSequences,
         Sequences,
+        ProveOpen,
         Decide,
         AdmitLast,
         LastSequences,
@@ -292,6 +295,29 @@ fn rows_that_differ_and_sequences_that_are_not_set_end_it() {
     end(&mut one, Ok(Outcome::SequencesRaised(raised)), at(1));
     assert_eq!(one.step, Step::ReopenOld);
     assert!(one.fault.as_ref().unwrap().message.contains("app.numbers"));
+
+    // Others' sequences are accepted where the operator says so.
+    for (lacking, next) in [
+        (Lacking::Refused, Step::ReopenOld),
+        (Lacking::Accepted, Step::ProveOpen),
+    ] {
+        let (mut one, _) = begun(WayBack::None, RowsCheck::Skipped);
+        one.spec.lacking = lacking;
+        until(&mut one, Step::Sequences, at(0));
+        let raised = SequencesRaised {
+            left_alone: Some("app.theirs".to_owned()),
+            ..SequencesRaised::default()
+        };
+        end(&mut one, Ok(Outcome::SequencesRaised(raised)), at(1));
+        assert_eq!(one.step, next);
+        let said = [one.fault.map(|fault| fault.message), one.warnings.pop()];
+        assert!(
+            said.iter()
+                .flatten()
+                .any(|text| text.contains("app.theirs")),
+            "{said:?}"
+        );
+    }
 }
 
 #[test]

@@ -126,6 +126,17 @@ pub struct MirroredNode {
     pub error: Option<String>,
 }
 
+/// A node that a switchover has made read-only for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritesMoved {
+    /// The switchover.
+    pub switchover: JobId,
+    /// Whether the database's own setting still makes new sessions read-only.
+    pub read_only: bool,
+    /// The database.
+    pub database: String,
+}
+
 /// A node's place among others.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Lineage {
@@ -144,6 +155,9 @@ pub struct Lineage {
     /// The coordinator's note of the job in `jobs`, where that is one; at most [`JOB_NOTE_MAX`] bytes.
     #[serde(default)]
     pub note: Option<String>,
+    /// Where the node's writes have moved to another one.
+    #[serde(default)]
+    pub moved: Option<WritesMoved>,
 }
 
 impl Lineage {
@@ -158,12 +172,14 @@ impl Lineage {
             self.jobs.len(),
         ];
         let mirrored = self.mirrored.as_ref().and_then(|m| m.error.as_deref());
+        let moved = self.moved.as_ref().map(|moved| moved.database.as_str());
         lists.iter().all(|length| *length <= LINEAGE_MAX)
             && self
                 .subscriptions
                 .iter()
                 .all(|s| short(&s.name) && s.slot.as_deref().is_none_or(short))
             && self.slots.iter().all(|slot| short(slot))
+            && moved.is_none_or(short)
             && mirrored.is_none_or(|error| error.len() <= MIRRORED_ERROR_MAX)
             && (self.note.as_ref()).is_none_or(|note| note.len() <= JOB_NOTE_MAX)
     }

@@ -244,10 +244,25 @@ impl PeerRequest {
 /// How far a source's sequences are used. One that never gave out a value is not among them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SequencesUsed {
-    /// Each with the last value that it gave out.
-    pub values: Vec<(TableName, i64)>,
+    /// Those that can be read.
+    pub values: Vec<UsedSequence>,
     /// Some of those that the agent's role may not read; at most [`crate::limits::SEQUENCES_NAMED`].
     pub unreadable: Vec<TableName>,
+    /// Some of those that somebody has locked, each with who; at most [`crate::limits::SEQUENCES_NAMED`].
+    pub locked: Vec<String>,
+}
+
+/// How far a sequence is used, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedSequence {
+    /// Its name.
+    pub name: TableName,
+    /// The last value that it gave out.
+    pub value: i64,
+    /// The name of the role that owns it.
+    pub owner: String,
+    /// The column that it belongs to, if any: schema, table and column as a JSON array.
+    pub column: Option<String>,
 }
 
 /// The source's answer, one per request unless noted.

@@ -74,6 +74,8 @@ pub enum SwitchoverCommand {
     },
     /// Make new sessions read-only, and on the old node end those that may still write.
     Close(Closing),
+    /// See whether [`SwitchoverCommand::Open`] would succeed, in a transaction that is rolled back.
+    ProveOpen,
     /// Lock out the last writers, wait until the replica has applied everything, and note that the stop is final.
     Decide,
     /// Let new sessions write: the other node has decided.
@@ -209,6 +211,8 @@ pub enum SwitchoverStep {
     AdmitSequences,
     /// The new node's sequences are set.
     Sequences,
+    /// The new node proves that nobody keeps it from taking writes.
+    ProveOpen,
     /// The old node locks out the last writers and decides.
     Decide,
     /// The new node is allowed to read sequences once more.
@@ -235,7 +239,7 @@ pub enum SwitchoverStep {
 
 impl SwitchoverStep {
     /// All steps, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PrepareWayBack,
         Self::AdmitRows,
         Self::CompareRows,
@@ -244,6 +248,7 @@ impl SwitchoverStep {
         Self::Drain,
         Self::AdmitSequences,
         Self::Sequences,
+        Self::ProveOpen,
         Self::Decide,
         Self::AdmitLast,
         Self::LastSequences,
@@ -269,6 +274,7 @@ impl SwitchoverStep {
             Self::Drain => "drain",
             Self::AdmitSequences => "admit_sequences",
             Self::Sequences => "sequences",
+            Self::ProveOpen => "prove_open",
             Self::Decide => "decide",
             Self::AdmitLast => "admit_last",
             Self::LastSequences => "last_sequences",
@@ -317,10 +323,26 @@ pub struct SwitchoverView {
     pub way_back: WayBack,
     /// The statement that lets sessions of `from` write again, once they may not.
     pub reopen: Option<String>,
+    /// Whether somebody has changed that setting of `from` after it had given its writes away.
+    pub lifted: bool,
     /// Sessions on `from` that were ended.
     pub ended_sessions: u64,
-    /// Why it was undone, what holds it up, or, once it is completed, why there is no way back.
+    /// Why it was undone or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
+    /// What is in the way of the step, until it succeeds.
+    pub hindrance: Option<Fault>,
     /// What a person should know, a sentence each.
     pub warnings: Vec<String>,
+}
+
+impl SwitchoverView {
+    /// Whether the old node has its writes back, and nothing more happens for now.
+    #[must_use]
+    pub fn is_undone(&self) -> bool {
+        match self.step {
+            SwitchoverStep::Undone => true,
+            SwitchoverStep::ReopenNew | SwitchoverStep::DropWayBack => self.hindrance.is_some(),
+            _ => false,
+        }
+    }
 }

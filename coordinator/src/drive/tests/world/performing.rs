@@ -68,6 +68,7 @@ impl World {
                     ..WritesStopped::default()
                 });
             }
+            (SwitchoverCommand::ProveOpen, _) => return Outcome::Done,
             (SwitchoverCommand::Decide, _) => WriteState::Final,
             (SwitchoverCommand::Reopen, Some((_, WriteState::Final))) => WriteState::Final,
             (SwitchoverCommand::Open | SwitchoverCommand::Reopen, _) => open,

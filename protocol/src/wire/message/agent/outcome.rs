@@ -115,6 +115,8 @@ pub struct SequencesRaised {
     pub raised: u64,
     /// What could not be set, a sentence for each cause.
     pub problems: Vec<String>,
+    /// A sentence about sequences with names of the source's that are somebody else's, if there are any.
+    pub left_alone: Option<String>,
 }
 
 /// Objects of the source's schema that could not be created on a node.

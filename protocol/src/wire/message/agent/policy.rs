@@ -227,6 +227,7 @@ impl SwitchoverCommand {
             Self::Look { .. } => Policy::QUESTION.named("look_before_switchover"),
             Self::Close(Closing::Old { .. }) => Policy::STEP.named("stop_writes"),
             Self::Close(Closing::New) => Policy::STEP.named("close_database"),
+            Self::ProveOpen => Policy::STEP.named("prove_open"),
             Self::Decide => Policy::STEP.named("decide_switchover"),
             Self::Open => Policy::REMOVAL.named("open_database"),
             Self::Reopen => Policy::REMOVAL.named("reopen_database"),
