@@ -209,7 +209,13 @@ fn unsubscribe(world: &World, method: Method) -> Result<()> {
             .wait_state(target, &["diverged"], LIMIT)
             .context("its subscription is disabled")?;
         let cancel = ["init", "cancel", "--node", target, "--yes"];
-        let done = world.cluster.cli(&cancel)?;
+        let mut done = world.cluster.cli(&cancel)?;
+        // The replica's job is forgotten with the store that had it.
+        if done.code != 0 && done.text().contains("--force-cleanup") {
+            done = world
+                .cluster
+                .cli(&[&cancel[..], &["--force-cleanup"]].concat())?;
+        }
         // The silence of an agent that came back elsewhere may just have been noticed: then it cleans up later.
         if done.code != 0 && !done.text().contains("cleanup on") {
             bail!("{done}");
