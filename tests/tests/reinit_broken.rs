@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use steep_tests::cluster::{Cluster, Output};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
-use steep_tests::{compare, sample, wait};
+use steep_tests::{compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -113,4 +113,86 @@ fn a_subscription_that_has_disabled_itself_goes_on_with_its_table_anew_and_loses
     assert_eq!(target.sql(set)?, "t");
     reinit(&cluster, &["--tables", "app.items"])?.expect(0)?;
     follows(&cluster, load, &[])
+}
+
+/// The slot is gone, and with it what was written since.
+fn lose_slot(cluster: &Cluster) -> Result<()> {
+    let source = cluster.database("node_a");
+    subscription(&cluster.database("node_b"), "DISABLE")?;
+    wait::until_true("the slot to be free", LIMIT, || {
+        Ok(source.value::<u32>("SELECT count(*) FROM pg_replication_slots WHERE active")? == 0)
+    })?;
+    source.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")?;
+    cluster.wait_state("node_b", &["diverged"], LIMIT)?;
+    wait::until_true("the loss to be known", LIMIT, || {
+        let view = cluster.node_view("node_b")?;
+        Ok(view.is_some_and(|view| view.to_string().contains("must be initialised anew")))
+    })
+}
+
+#[test]
+fn a_node_whose_slot_is_lost_follows_by_a_new_one_and_its_readers_see_the_old_rows_until_then()
+-> Result<()> {
+    let (mut cluster, load) = following()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    lose_slot(&cluster)?;
+    source.sql(
+        "UPDATE app.orders SET v = 'missed' WHERE id = 2; DELETE FROM app.items WHERE id = 3",
+    )?;
+    let one = reinit(&cluster, &["--tables", "app.items"])?.expect(1)?;
+    ensure!(said(&one).contains("--full"), "{one}");
+    let slowly = [
+        "--full",
+        "--parallel",
+        "1",
+        "--max-rate",
+        "100kB",
+        "--detach",
+    ];
+    reinit(&cluster, &slowly)?.expect(0)?;
+    cluster.wait_phase("node_b", "copy")?;
+    ensure!(target.value::<u32>(OLD)? == 3_000, "the old rows are gone");
+    // Until the swap nothing is lost by a cancel.
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    cluster.wait_state("node_b", &["diverged"], LIMIT)?;
+    reinit(&cluster, &slowly)?.expect(0)?;
+    cluster.wait_phase("node_b", "copy")?;
+    for node in ["node_b", "node_a"] {
+        cluster.kill_agent(node)?;
+        cluster.kill_coordinator()?;
+        cluster.start_coordinator()?;
+        cluster.start_agent(node)?;
+        cluster.wait_online(&["node_a", "node_b"])?;
+    }
+    cluster.wait_phase("node_b", "copy")?;
+    ensure!(target.value::<u32>(OLD)? == 3_000, "the old rows are gone");
+    let adjust = ["init", "adjust", "--node", "node_b", "--max-rate", "none"];
+    cluster.cli(&adjust)?.expect(0)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    follows(&cluster, load, &[])?;
+    // It is a replica like any other.
+    reinit(&cluster, &["--tables", "app.items"])?.expect(0)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    cluster
+        .cli(&["detach", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()
+}
+
+#[test]
+fn a_node_whose_init_failed_begins_it_again() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(TABLES)?;
+    target.sql(TABLES)?;
+    cluster.init(&[])?.expect(1)?;
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    let one = reinit(&cluster, &["--tables", "app.items"])?.expect(1)?;
+    ensure!(said(&one).contains("--full"), "{one}");
+    reinit(&cluster, &["--full"])?.expect(0)?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
+    compare::rows(&source, &target)?.none()
 }

@@ -107,6 +107,15 @@ fn disabled(conn: &Conn, name: &Identifier) -> Fault {
         .hint("only one that is enabled can be told which tables it has: enable it")
 }
 
+/// Drops a subscription that has lost changes, in whatever state: nothing is applied by it from then on. Idempotent.
+pub(crate) async fn end(conn: &Conn, followed: &Followed) -> Result<(), Fault> {
+    let name = followed.replication.name();
+    for name in [trial_name(&name), stopped_name(&name), name] {
+        unsubscribe(conn, &name).await?;
+    }
+    Ok(())
+}
+
 /// Takes tables out of the followed publication and subscription until they join them again. From then on nothing applies
 /// a change to them: a worker remembers which tables it applies, so it begins anew. It passes over changes at which it has
 /// failed, and loses none of other tables. Idempotent.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::message::tables::ChangedTables;
+use steep_protocol::message::tables::{ChangedTables, FollowedOutcome};
 use steep_protocol::{Fault, FaultKind, Identifier, JobId, TableName, TableNo};
 
 use super::existing;
@@ -59,8 +59,10 @@ pub(crate) async fn make_shadows(
     if state(&conn, task.job).await?.is_some() {
         return Ok(());
     }
-    join::can_leave(&conn, &changed.followed).await?;
-    refuse_stuck_elsewhere(&conn, plan, changed).await?;
+    if changed.followed.outcome == FollowedOutcome::GoesOn {
+        join::can_leave(&conn, &changed.followed).await?;
+        refuse_stuck_elsewhere(&conn, plan, changed).await?;
+    }
     existing::check_shape(&conn, plan, SchemaMode::Manual).await?;
     conn.execute("BEGIN").await?;
     job_records::open(&conn, task.job, Origin::Existing, (plan, note)).await?;
