@@ -92,15 +92,13 @@ pub(crate) async fn leave(
     Ok(())
 }
 
-/// Refuses where the followed subscription could not be told that tables leave it.
+/// Refuses where the followed subscription is gone: there is nothing that tables could leave.
 pub(crate) async fn can_leave(conn: &Conn, followed: &Followed) -> Result<(), Fault> {
     let name = followed.replication.name();
-    let found = find(conn, &name).await?;
-    let found = found.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?;
-    match found.enabled {
-        true => Ok(()),
-        false => Err(disabled(conn, &name)),
+    if find(conn, &name).await?.is_some() || find(conn, &stopped_name(&name)).await?.is_some() {
+        return Ok(());
     }
+    Err(conn.own(Fault::new(FaultKind::Failed, gone(&name))))
 }
 
 fn disabled(conn: &Conn, name: &Identifier) -> Fault {
@@ -109,21 +107,42 @@ fn disabled(conn: &Conn, name: &Identifier) -> Fault {
         .hint("only one that is enabled can be told which tables it has: enable it")
 }
 
+/// Drops a subscription that has lost changes, in whatever state: nothing is applied by it from then on. Idempotent.
+pub(crate) async fn end(conn: &Conn, followed: &Followed) -> Result<(), Fault> {
+    let name = followed.replication.name();
+    for name in [trial_name(&name), stopped_name(&name), name] {
+        unsubscribe(conn, &name).await?;
+    }
+    Ok(())
+}
+
 /// Takes tables out of the followed publication and subscription until they join them again. From then on nothing applies
-/// a change to them: a worker remembers which tables it applies, so it begins anew. Idempotent.
+/// a change to them: a worker remembers which tables it applies, so it begins anew. It passes over changes at which it has
+/// failed, and loses none of other tables. Idempotent.
 pub(crate) async fn part(
     conn: &Conn,
     task: &Task,
     source: &SourceAgent,
     changed: &ChangedTables,
 ) -> Result<(), Fault> {
-    let name = changed.followed.replication.name();
-    let found = find(conn, &name).await?;
-    let found = found.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?;
-    if lists(conn, found.oid, &changed.tables).await? && !found.enabled {
-        return Err(disabled(conn, &name));
-    }
+    can_leave(conn, &changed.followed).await?;
+    let Followed {
+        replication,
+        origin,
+        ..
+    } = &changed.followed;
+    let name = replication.name();
     source.leave_tables().await?;
+    let Some(found) = find(conn, &name).await?.filter(|found| found.enabled) else {
+        // One that stands still cannot be told, and were it enabled for that, it would fail again.
+        try_to_create(conn, source, &name).await?;
+        stop(conn, task, &name).await?;
+        let goes_on = Task {
+            replication: replication.clone(),
+            ..task.clone()
+        };
+        return start_again(conn, &goes_on, source, *origin).await;
+    };
     if lists(conn, found.oid, &changed.tables).await? {
         refresh(conn, &name).await?;
     }

@@ -64,20 +64,34 @@ pub(crate) async fn troubles(
 ) -> Result<Vec<(JobId, String)>, PgError> {
     let mut told = Vec::new();
     for job in failing {
-        let name = ReplicationNames(*job).name();
-        let sql = "SELECT s.oid, s.subslotname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
-             WHERE d.datname = current_database() AND s.subname = $1";
-        let Some(row) = session.query_opt(sql, &[&name]).await? else {
-            continue;
-        };
-        let own = Own {
-            origin: format!("pg_{}", row.get::<_, u32>(0)),
-            slot: row.get(1),
-            name: name.to_string(),
-        };
-        told.push((*job, trouble(session, &own).await?));
+        if let Some(own) = Own::find(session, *job).await? {
+            told.push((*job, trouble(session, &own).await?));
+        }
     }
     Ok(told)
+}
+
+/// The table at whose row a subscription fails, `schema.table`, if the log tells: what was applied since is past it.
+pub(crate) async fn stuck_at(session: &Session, job: JobId) -> Result<Option<String>, PgError> {
+    let Some(own) = Own::find(session, job).await? else {
+        return Ok(None);
+    };
+    let Log::Read { text, .. } = log_end(session).await? else {
+        return Ok(None);
+    };
+    let Some((table, finish)) = last_place(&text, &own.origin) else {
+        return Ok(None);
+    };
+    let sql =
+        "SELECT has_function_privilege('pg_replication_origin_progress(text, boolean)', 'EXECUTE')";
+    if !session.query_one(sql, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = format!(
+        "SELECT coalesce(pg_replication_origin_progress($1, false), '0/0') <= '{finish}'::pg_lsn"
+    );
+    let row = session.query_one(&sql, &[&own.origin]).await?;
+    Ok(row.get::<_, bool>(0).then(|| table.to_owned()))
 }
 
 /// How entries of a subscription's workers name it.
@@ -85,6 +99,67 @@ struct Own {
     origin: String,
     slot: Option<String>,
     name: String,
+}
+
+impl Own {
+    async fn find(session: &Session, job: JobId) -> Result<Option<Self>, PgError> {
+        let name = ReplicationNames(job).name();
+        let sql = "SELECT s.oid, s.subslotname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+             WHERE d.datname = current_database() AND s.subname = $1";
+        let row = session.query_opt(sql, &[&name]).await?;
+        Ok(row.map(|row| Self {
+            origin: format!("pg_{}", row.get::<_, u32>(0)),
+            slot: row.get(1),
+            name: name.to_string(),
+        }))
+    }
+}
+
+/// The end of the server's log.
+enum Log {
+    Read {
+        file: String,
+        text: String,
+    },
+    /// Where it is, and why it is not read.
+    Unread(String),
+}
+
+async fn log_end(session: &Session) -> Result<Log, PgError> {
+    // Asked first: a refusal would be an error in that log.
+    let may = "SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE')
+        AND has_function_privilege('pg_read_binary_file(text, bigint, bigint, boolean)', 'EXECUTE')
+        AND has_function_privilege('pg_stat_file(text, boolean)', 'EXECUTE')";
+    if !session.query_one(may, &[]).await?.get::<_, bool>(0) {
+        return Ok(Log::Unread(
+            "the agent's role may not read it, which takes EXECUTE on pg_current_logfile(text), pg_stat_file(text, boolean) and pg_read_binary_file(text, bigint, bigint, boolean)".to_owned(),
+        ));
+    }
+    let sql = "SELECT pg_current_logfile('stderr')";
+    let file: String = match session.query_typed(sql, &[]).await {
+        Ok(rows) => match rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
+            Some(file) => file,
+            None => {
+                return Ok(Log::Unread(
+                    "as log_destination of that server says".to_owned(),
+                ));
+            }
+        },
+        Err(error) if error.as_db_error().is_some() => {
+            return Ok(Log::Unread("the agent's role may not read it".to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT pg_read_binary_file($1, greatest(size - $2, 0), $2, true) FROM pg_stat_file($1, true)";
+    let read = session.query_opt(sql, &[&file, &READ_BYTES]).await;
+    let bytes: Option<Vec<u8>> = match read {
+        Ok(row) => row.and_then(|row| row.get(0)),
+        Err(error) if error.as_db_error().is_some() => return Ok(Log::Unread(file)),
+        Err(error) => return Err(error.into()),
+    };
+    let text = bytes.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok(Log::Read { file, text })
 }
 
 async fn trouble(session: &Session, own: &Own) -> Result<String, PgError> {
@@ -95,37 +170,22 @@ async fn trouble(session: &Session, own: &Own) -> Result<String, PgError> {
             own.name
         )
     };
-    // Asked first: a refusal would be an error in that log.
-    let may = "SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE')
-        AND has_function_privilege('pg_read_binary_file(text, bigint, bigint, boolean)', 'EXECUTE')
-        AND has_function_privilege('pg_stat_file(text, boolean)', 'EXECUTE')";
-    if !session.query_one(may, &[]).await?.get::<_, bool>(0) {
-        return Ok(place(
-            "the agent's role may not read it, which takes EXECUTE on pg_current_logfile(text), pg_stat_file(text, boolean) and pg_read_binary_file(text, bigint, bigint, boolean)",
-        ));
-    }
-    let sql = "SELECT pg_current_logfile('stderr')";
-    let file: String = match session.query_typed(sql, &[]).await {
-        Ok(rows) => match rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
-            Some(file) => file,
-            None => return Ok(place("as log_destination of that server says")),
-        },
-        Err(error) if error.as_db_error().is_some() => {
-            return Ok(place("the agent's role may not read it"));
+    Ok(match log_end(session).await? {
+        Log::Unread(why) => place(&why),
+        Log::Read { file, text } => {
+            let found = last_error(&text, origin).or_else(|| last_refusal(&text, own));
+            found.unwrap_or_else(|| place(&file))
         }
-        Err(error) => return Err(error.into()),
-    };
-    let sql = "SELECT pg_read_binary_file($1, greatest(size - $2, 0), $2, true) FROM pg_stat_file($1, true)";
-    let read = session.query_opt(sql, &[&file, &READ_BYTES]).await;
-    let bytes: Option<Vec<u8>> = match read {
-        Ok(row) => row.and_then(|row| row.get(0)),
-        Err(error) if error.as_db_error().is_some() => return Ok(place(&file)),
-        Err(error) => return Err(error.into()),
-    };
-    let text = bytes.unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let found = last_error(&text, origin).or_else(|| last_refusal(&text, own));
-    Ok(found.unwrap_or_else(|| place(&file)))
+    })
+}
+
+/// The table and the end of the transaction at which that origin's worker failed last.
+fn last_place<'a>(log: &'a str, origin: &str) -> Option<(&'a str, Lsn)> {
+    let own = format!("replication origin \"{origin}\"");
+    let mut lines = log.lines().rev();
+    let context = lines.find(|line| line.contains("CONTEXT:") && line.contains(&own))?;
+    let table = quoted_after(context, "for replication target relation ")?;
+    Some((table, quoted_lsn(context)?))
 }
 
 /// The last entry of that origin's workers, as far as it may be repeated.
@@ -252,6 +312,9 @@ mod tests {
             assert!(!told.contains("4711") && !told.contains("secret"), "{told}");
         }
         assert_eq!(last_error(LOG, "pg_3"), None);
+        let at = |lsn: &str| lsn.parse::<Lsn>().unwrap();
+        assert_eq!(last_place(LOG, "pg_2"), Some(("public.felt", at("0/2"))));
+        assert_eq!(last_place(LOG, "pg_3"), None);
         assert_eq!(last_error(LOG, "pg_1"), None, "no other's");
     }
 

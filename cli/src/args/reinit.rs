@@ -53,7 +53,8 @@ pub(crate) struct Which {
     /// All tables of that schema that the node follows
     #[arg(long, value_name = "SCHEMA", value_parser = parse_schema)]
     pub(crate) schema: Option<Identifier>,
-    /// All tables that the node follows
+    /// All tables that the node follows. One whose replication has lost changes follows anew from then on; one whose
+    /// init failed begins that again
     #[arg(long)]
     pub(crate) full: bool,
 }

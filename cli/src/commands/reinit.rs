@@ -1,8 +1,10 @@
 //! `steep-repl reinit`: tables of a node are copied again.
 
+use steep_protocol::message::api::NodeView;
 use steep_protocol::message::tables::Carried;
-use steep_protocol::{FaultKind, TableName};
+use steep_protocol::{FaultKind, NodeId, NodeState, TableName};
 
+use super::nodes::ask;
 use super::tables::{begin, follow, listed};
 use super::{Context, interruptible};
 use crate::args::ReinitArgs;
@@ -18,10 +20,13 @@ pub(super) async fn run(args: ReinitArgs, context: &Context) -> Result<u8, Failu
     }
     let tables = tables(&args, context).await?;
     if !args.yes {
+        let which = match tables.is_empty() {
+            true => "all its tables".to_owned(),
+            false => named(&tables),
+        };
         let question = format!(
-            "{} gets the rows of {} again from its source; rows that are on it alone are lost. Go on?",
+            "{} gets the rows of {which} again from its source; rows that are on it alone are lost. Go on?",
             args.node,
-            named(&tables)
         );
         if !terminal::confirm(&question).await {
             return Err(Failure::new(FaultKind::Cancelled, "not confirmed"));
@@ -34,11 +39,14 @@ pub(super) async fn run(args: ReinitArgs, context: &Context) -> Result<u8, Failu
     follow(spec, context).await
 }
 
-/// Those that are named, or all that the node follows.
+/// Those that are named, or all that the node follows; none if it follows no longer and is copied as a whole.
 async fn tables(args: &ReinitArgs, context: &Context) -> Result<Vec<TableName>, Failure> {
     let which = &args.which;
     if !which.tables.is_empty() {
         return Ok(which.tables.clone());
+    }
+    if which.full && !follows(&args.node, context).await? {
+        return Ok(Vec::new());
     }
     let listed = listed(&args.node, context).await?;
     let wanted = |table: &TableName| match &which.schema {
@@ -62,4 +70,15 @@ async fn tables(args: &ReinitArgs, context: &Context) -> Result<Vec<TableName>, 
         )));
     }
     Ok(tables)
+}
+
+/// Whether the node's replication goes on, so that its tables can be told.
+async fn follows(node: &NodeId, context: &Context) -> Result<bool, Failure> {
+    let client = context.client().await?;
+    let views = ask(&client, Some(node)).await;
+    client.close().await;
+    let ended = |view: &NodeView| view.needs_init || view.state == NodeState::Failed;
+    Ok(!views?
+        .iter()
+        .any(|view| view.node_id == *node && ended(view)))
 }

@@ -3,6 +3,9 @@
 //! The node's job, which has ended, stays its job; the one that changes it runs beside that
 //! ([`NodeRecord::change`]). When it has succeeded, the filter of the former tells which tables the node has.
 
+mod anew;
+
+use anew::Extent;
 use jiff::Timestamp;
 use steep_protocol::message::agent::NodeCommand;
 use steep_protocol::message::handover::{Replication, SlotOwner};
@@ -11,7 +14,7 @@ use steep_protocol::message::job::{
 };
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::tables::{
-    Adding, CHANGED_MAX, Carried, Change, ChangeSpec, Followed, Reinit, TableList,
+    Adding, CHANGED_MAX, Carried, Change, ChangeSpec, Followed, FollowedOutcome, TableList,
 };
 use steep_protocol::{
     ByteCount, Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId, TableName, limits,
@@ -101,7 +104,7 @@ impl<S: Store> Driver<S> {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<(), Fault> {
-        self.check_change(&spec.node, &spec.tables)?;
+        self.check_change(&spec.node, &spec.tables, Extent::Tables)?;
         let record = &self.nodes[&spec.node];
         let (Some(replication), Some(source)) = (record.replication(), record.source.clone())
         else {
@@ -145,7 +148,11 @@ impl<S: Store> Driver<S> {
         } = spec;
         tables.sort();
         tables.dedup();
-        self.check_change(&node, &tables)?;
+        let extent = Extent::of(&tables, &change);
+        if let (Extent::Node(reinit), NodeState::Failed) = (extent, self.state_of(&node)) {
+            return self.start_over(&node, reinit, operator, now);
+        }
+        self.check_change(&node, &tables, extent)?;
         let record = self.nodes[&node].clone();
         let (Some(base), Some(source)) = (record.job, record.source.clone()) else {
             return Err(self.follows_nobody(&node));
@@ -167,21 +174,31 @@ impl<S: Store> Driver<S> {
             |former| former.spec.clone(),
         );
         let filter = match &change {
-            Change::Add(_) => job_spec.filter.with(&tables),
-            Change::Drop => job_spec.filter.without(&tables),
+            Change::Add(_) => job_spec.filter.clone().with(&tables),
+            Change::Drop => job_spec.filter.clone().without(&tables),
             Change::Reinit(reinit) => {
-                check_source(reinit, &node, &source)?;
+                self.check_source(reinit, &node)?;
                 job_spec.filter.clone()
             }
         };
-        let replication = self.followed_by(&record, (base, former.as_ref()))?;
+        let replication = followed_by(&record, (base, former.as_ref()));
+        let outcome = match extent {
+            Extent::Tables => {
+                self.check_own(&record, &replication)?;
+                FollowedOutcome::GoesOn
+            }
+            Extent::Node(_) => FollowedOutcome::Replaced,
+        };
         let followed = Followed {
             origin: origin(&record, former.as_ref(), &replication),
             replication,
             filter,
             complete: record.complete.iter().map(|c| c.table.clone()).collect(),
+            outcome,
         };
-        job_spec.filter = TableFilter::only(tables.clone());
+        if outcome == FollowedOutcome::GoesOn {
+            job_spec.filter = TableFilter::only(tables.clone());
+        }
         job_spec.existing = ExistingRows::Refuse;
         job_spec.confirmation = confirmation;
         job_spec.absent = AbsentTables::Created;
@@ -217,8 +234,14 @@ impl<S: Store> Driver<S> {
     }
 
     /// Refuses by the form of the request and the state of the node.
-    fn check_change(&self, node: &NodeId, tables: &[TableName]) -> Result<(), Fault> {
-        if tables.is_empty() || tables.len() > CHANGED_MAX {
+    fn check_change(
+        &self,
+        node: &NodeId,
+        tables: &[TableName],
+        extent: Extent<'_>,
+    ) -> Result<(), Fault> {
+        let whole = matches!(extent, Extent::Node(_));
+        if tables.is_empty() && !whole || tables.len() > CHANGED_MAX {
             let text = format!("name 1 to {CHANGED_MAX} tables, not {}", tables.len());
             return Err(Fault::new(FaultKind::BadRequest, text));
         }
@@ -232,12 +255,16 @@ impl<S: Store> Driver<S> {
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         self.check_follows(node)?;
-        if let Some(lost) = &self.nodes[node].lost {
+        if let Some(lost) = self.nodes[node].lost.as_ref().filter(|_| !whole) {
             let text = format!("it does not follow its source completely any more: {lost}");
             let hint = format!(
-                "tables can only join, leave or be copied again in a replication that works: steep-repl init cancel --node {node}, then init it again with --force"
+                "tables can only join, leave or be copied again one by one in a replication that works: steep-repl reinit --node {node} --full copies all of them, under a new slot"
             );
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
+        }
+        if whole && self.nodes[node].lost.is_none() {
+            let text = "its replication works, so its tables are copied again by name";
+            return Err(Fault::new(FaultKind::BadRequest, text).on(node));
         }
         self.check_rebuilding(node)
     }
@@ -255,28 +282,22 @@ impl<S: Store> Driver<S> {
     }
 
     fn follows_nobody(&self, node: &NodeId) -> Fault {
-        let text = format!("it follows no source: it is {}", self.state_of(node));
+        let state = self.state_of(node);
+        let text = format!("it follows no source: it is {state}");
+        let next = match state {
+            NodeState::Failed => {
+                format!("steep-repl reinit --node {node} --full starts its init over")
+            }
+            _ => format!("steep-repl init {node} --from SOURCE --force copies all of it"),
+        };
         let hint = format!(
-            "tables join, leave or are copied again where a node is synchronized or diverged; steep-repl init {node} --from SOURCE --force copies all of it"
+            "tables join, leave or are copied again where a node is synchronized or diverged; {next}"
         );
         Fault::new(FaultKind::Failed, text).on(node).hint(hint)
     }
 
-    /// What the node follows by. Refuses a publication that others follow too.
-    fn followed_by(
-        &self,
-        record: &NodeRecord,
-        (base, former): (JobId, Option<&Job>),
-    ) -> Result<Replication, Fault> {
-        let name = record.replication().unwrap_or(base);
-        let noted = || match &record.slot {
-            Some(slot) => Replication {
-                id: name,
-                slot: slot.clone(),
-            },
-            None => Replication::of(name),
-        };
-        let replication = former.map_or_else(noted, Job::replication);
+    /// Refuses a publication that others follow too.
+    fn check_own(&self, record: &NodeRecord, replication: &Replication) -> Result<(), Fault> {
         let shares = |other: &&NodeRecord| {
             other.id != record.id && other.replication() == Some(replication.id)
         };
@@ -293,7 +314,7 @@ impl<S: Store> Driver<S> {
             others.push(described(snapshot));
         }
         if others.is_empty() {
-            return Ok(replication);
+            return Ok(());
         }
         let text = format!(
             "its publication {} belongs to others too: {}",
@@ -311,12 +332,12 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let Some(change) = live.job.change.clone() else {
-            return;
-        };
+        let change = live.job.change.clone();
         let (target, method) = (live.job.spec.target.clone(), live.job.spec.method);
-        self.keep_filter(&change, change.followed.filter.clone());
-        if let Some(record) = self.nodes.get_mut(&target) {
+        if let Some(change) = &change {
+            self.keep_filter(change, change.followed.filter.clone());
+        }
+        if let (Some(change), Some(record)) = (change, self.nodes.get_mut(&target)) {
             let changed = |table: &TableName| change.tables.contains(table);
             record.appeared.retain(|table| !changed(table));
             self.out.writes.push(Write::Node(Box::new(record.clone())));
@@ -340,6 +361,11 @@ impl<S: Store> Driver<S> {
             return None;
         }
         let node = live.job.spec.target.clone();
+        if live.job.replaces() {
+            return Some(format!(
+                "{node} follows nothing any more, since its old subscription is dropped: steep-repl reinit --node {node} --full copies it again"
+            ));
+        }
         let filter = change.followed.filter.clone().without(&change.tables);
         self.keep_filter(&change, filter);
         let named = change.tables.iter().take(NAMED).map(ToString::to_string);
@@ -400,16 +426,17 @@ fn terms(
     Ok(())
 }
 
-/// Refuses another source than the one that the node follows: what it writes afterwards would not come by that.
-fn check_source(reinit: &Reinit, node: &NodeId, follows: &NodeId) -> Result<(), Fault> {
-    match &reinit.source {
-        Some(other) if other != follows => {
-            let text = format!("it follows {follows}, not {other}");
-            let hint = "tables are reinitialised from the node that they are followed from: leave --source out";
-            Err(Fault::new(FaultKind::BadRequest, text).on(node).hint(hint))
-        }
-        Some(_) | None => Ok(()),
-    }
+/// What the node follows by.
+fn followed_by(record: &NodeRecord, (base, former): (JobId, Option<&Job>)) -> Replication {
+    let name = record.replication().unwrap_or(base);
+    let noted = || match &record.slot {
+        Some(slot) => Replication {
+            id: name,
+            slot: slot.clone(),
+        },
+        None => Replication::of(name),
+    };
+    former.map_or_else(noted, Job::replication)
 }
 
 /// Which of the source's changes the node's subscription requests: what its agent has seen, or its job said.

@@ -10,7 +10,7 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::handover::SchemaCheck;
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::message::tables::{ChangedTables, Followed};
+use steep_protocol::message::tables::{ChangedTables, Followed, FollowedOutcome};
 use steep_protocol::{Lsn, NodeId, PartNo, limits};
 
 use super::{Driver, Live};
@@ -114,12 +114,12 @@ impl<S: Store> Driver<S> {
         let spec = &job.spec;
         match &job.change {
             _ if reads(job) && self.archive(job).is_some() => self.open_command(job, parallel),
-            Some(change) => Command::from(SourceCommand::AdmitChange {
+            Some(change) if !job.replaces() => Command::from(SourceCommand::AdmitChange {
                 target: spec.target.clone(),
                 filter: spec.filter.clone(),
                 followed: Box::new(change.followed.clone()),
             }),
-            None => admit(spec),
+            Some(_) | None => admit(spec),
         }
     }
 
@@ -154,7 +154,8 @@ impl<S: Store> Driver<S> {
             data,
             earlier: job.earlier.clone(),
             sequences: asks.then(|| self.peer(source)),
-            joined: (job.joining() != Joining::NotYet).then(|| self.changed_tables(job)),
+            joined: (job.joining() != Joining::NotYet && !job.replaces())
+                .then(|| self.changed_tables(job)),
         }
     }
 
@@ -169,6 +170,7 @@ impl<S: Store> Driver<S> {
                     filter: job.spec.filter.clone(),
                     origin: job.origin,
                     complete: Vec::new(),
+                    outcome: FollowedOutcome::GoesOn,
                 },
                 |change| change.followed.clone(),
             ),
@@ -205,6 +207,7 @@ impl<S: Store> Driver<S> {
             followed: job
                 .change
                 .as_ref()
+                .filter(|_| !job.replaces())
                 .map(|change| Box::new(change.followed.clone())),
         };
         Command::from(match spec.method {
@@ -264,7 +267,9 @@ impl<S: Store> Driver<S> {
 fn fence_command(job: &Job) -> SourceCommand {
     let earlier = before_fence(job);
     match (job.spec.method, job.joining()) {
-        (Method::Reinit, Joining::Begun) => SourceCommand::AwaitFenceAfterWriters { earlier },
+        (Method::Reinit, Joining::Begun) if !job.replaces() => {
+            SourceCommand::AwaitFenceAfterWriters { earlier }
+        }
         _ => SourceCommand::AwaitFence { earlier },
     }
 }
@@ -284,7 +289,8 @@ fn rows_from(job: &Job) -> RowsFrom {
 /// before they were copied, those of a partition by its parent: it has to be past these before it lists them.
 fn before_fence(job: &Job) -> Vec<EarlierEpoch> {
     let lsn = job.attempt.plan.map_or(Lsn(0), |plan| plan.lsn);
-    let joined = job.change.as_ref().map(|change| EarlierEpoch {
+    let goes_on = job.change.as_ref().filter(|_| !job.replaces());
+    let joined = goes_on.map(|change| EarlierEpoch {
         replication: change.followed.replication.clone(),
         lsn,
     });

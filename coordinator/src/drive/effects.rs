@@ -135,6 +135,7 @@ impl<S: Store> Driver<S> {
         let change = live.job.change.as_ref();
         let diverged = change.and_then(|change| change.diverged.clone());
         let new_tables = live.job.spec.new_tables;
+        let replication = live.job.replication();
         let loaded = match event {
             NodeEvent::Loaded => live.loaded(now),
             _ => None,
@@ -171,6 +172,10 @@ impl<S: Store> Driver<S> {
                 self.following.remove(&target);
             }
             NodeState::Synchronized => {
+                if record.change == Some(id) {
+                    record.followed_anew(id, &replication);
+                    record.init_started_at = Some(accepted_at);
+                }
                 record.init_completed_at = Some(now);
                 record.new_tables = new_tables;
                 record.risks = risks;

@@ -39,7 +39,10 @@ pub(super) fn changed(live: &Live, seconds: f64) -> Note {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let named = named.join(", ");
+    let named = match named.is_empty() {
+        true => "all its tables".to_owned(),
+        false => named.join(", "),
+    };
     if job.spec.method == Method::Drop {
         let text = format!("{target} no longer follows {source} in {named}{more}; its rows stay");
         return Note::info("tables.dropped", text);

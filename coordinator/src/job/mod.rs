@@ -21,6 +21,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
+use steep_protocol::message::tables::FollowedOutcome;
 use steep_protocol::{CommandId, Epoch, JobId, SnapshotId, TableName};
 
 pub mod apply_health;
@@ -347,6 +348,13 @@ impl Job {
     pub fn joining(&self) -> Joining {
         let change = self.change.as_ref();
         change.map_or(Joining::NotYet, |change| change.joining)
+    }
+
+    /// Whether its own replication takes the place of one that has lost changes.
+    #[must_use]
+    pub fn replaces(&self) -> bool {
+        let change = self.change.as_ref();
+        change.is_some_and(|change| change.followed.outcome == FollowedOutcome::Replaced)
     }
 
     /// What its node follows by: the replication that its tables join or leave, or else its own.

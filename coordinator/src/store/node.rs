@@ -190,6 +190,21 @@ impl NodeRecord {
         self.change.or(self.job)
     }
 
+    /// From now on it follows by the job that has changed it. Its former replication is to be removed from the source.
+    pub fn followed_anew(&mut self, job: JobId, replication: &Replication) {
+        if let (Some(source), Some(id)) = (self.source.clone(), self.replication()) {
+            let slot = self.slot.clone();
+            let former = slot.map_or_else(|| Replication::of(id), |slot| Replication { id, slot });
+            self.left.push(LeftBehind {
+                source,
+                replication: former,
+            });
+        }
+        self.change = None;
+        self.job = Some(job);
+        self.replicates_by(replication);
+    }
+
     /// Notes what its last job replicates by.
     pub fn replicates_by(&mut self, replication: &Replication) {
         self.replication = (self.job != Some(replication.id)).then_some(replication.id);

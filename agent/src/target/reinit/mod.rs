@@ -12,14 +12,14 @@ use std::collections::HashMap;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::message::tables::ChangedTables;
+use steep_protocol::message::tables::{ChangedTables, FollowedOutcome};
 use steep_protocol::{Fault, FaultKind, Identifier, JobId, TableName, TableNo};
 
 use super::existing;
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Origin, Planned};
 use crate::node::own_schema;
-use crate::replication::join;
+use crate::replication::{join, server_log};
 use crate::task::{Patience, Task};
 
 pub(crate) use swap::swap;
@@ -59,7 +59,10 @@ pub(crate) async fn make_shadows(
     if state(&conn, task.job).await?.is_some() {
         return Ok(());
     }
-    join::can_leave(&conn, &changed.followed).await?;
+    if changed.followed.outcome == FollowedOutcome::GoesOn {
+        join::can_leave(&conn, &changed.followed).await?;
+        refuse_stuck_elsewhere(&conn, plan, changed).await?;
+    }
     existing::check_shape(&conn, plan, SchemaMode::Manual).await?;
     conn.execute("BEGIN").await?;
     job_records::open(&conn, task.job, Origin::Existing, (plan, note)).await?;
@@ -186,6 +189,28 @@ fn revoke(job: JobId) -> String {
         END $steep_repl$",
         prefix(job)
     )
+}
+
+/// Refuses where the subscription fails at a table that is not among those of the plan: it would go on failing, and they
+/// could never join it again.
+async fn refuse_stuck_elsewhere(
+    conn: &Conn,
+    plan: &[TablePlan],
+    changed: &ChangedTables,
+) -> Result<(), Fault> {
+    let replication = &changed.followed.replication;
+    let stuck = server_log::stuck_at(&conn.session, replication.id).await;
+    let stuck = stuck.map_err(|error| conn.fault(&error))?;
+    let same = |at: &str, name: &TableName| format!("{}.{}", name.schema, name.table) == at;
+    let Some(at) = stuck.filter(|at| !plan.iter().any(|table| same(at, &table.name))) else {
+        return Ok(());
+    };
+    let text = format!(
+        "subscription {} fails at a row of {at}, which is not among the tables to be copied",
+        replication.name()
+    );
+    let hint = "name that table too, or all of them with --full";
+    Err(conn.own(Fault::new(FaultKind::Failed, text)).hint(hint))
 }
 
 /// Refuses tables whose rows this server does not let be deleted, since it publishes them without an identity.

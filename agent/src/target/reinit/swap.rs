@@ -6,11 +6,11 @@
 //! writers wait. Rows that are equal byte by byte stay where they are.
 //!
 //! Before that, the tables leave the replication that goes on, whose worker begins anew, so that it applies no change to
-//! them any more: what was written since the copy began comes by the job's own.
+//! them any more: what was written since the copy began comes by the job's own. A replication that has lost changes ends.
 
 use std::time::Duration;
 
-use steep_protocol::message::tables::ChangedTables;
+use steep_protocol::message::tables::{ChangedTables, FollowedOutcome};
 use steep_protocol::{Fault, FaultKind, Identifier, Phase, Retry, TableName};
 
 use super::{State, shadow, state};
@@ -51,7 +51,10 @@ pub(crate) async fn swap(
             .await?;
     }
     if state != Some(State::Parted) {
-        join::part(&conn, task, source, changed).await?;
+        match changed.followed.outcome {
+            FollowedOutcome::GoesOn => join::part(&conn, task, source, changed).await?,
+            FollowedOutcome::Replaced => join::end(&conn, &changed.followed).await?,
+        }
         let sql = "UPDATE steep_repl.reinits SET state = 'parted' WHERE job = $1";
         conn.rows(sql, &[&task.job.to_string()]).await?;
     }

@@ -110,7 +110,7 @@ impl Turn {
 
     /// Whether several subscriptions become one.
     pub(super) fn unites(&self) -> bool {
-        self.has_epochs() || self.job.change.is_some()
+        self.has_epochs() || self.job.change.is_some() && !self.job.replaces()
     }
 
     /// The job's subscriptions have caught up. Where that is one again, what had to wait for it follows.

@@ -107,7 +107,7 @@ impl Turn {
         if step == Step::Fold && self.job.earlier.is_empty() {
             return self.leave(step);
         }
-        if step == Step::Join && self.job.joining() == Joining::Done {
+        if step == Step::Join && (self.job.joining() == Joining::Done || self.job.replaces()) {
             return self.leave(step);
         }
         self.job.attempt.released |= step == Step::Release;
@@ -411,7 +411,13 @@ impl Turn {
         // process, or revokes when it is back.
         self.issue(Work::ReleaseSource);
         self.stop_phase();
+        let replaces = self.job.replaces();
+        if replaces {
+            // From now on it is its node's job, like any that has made one.
+            self.job.change = None;
+        }
         let (event, finish, closed) = match self.job.follows() {
+            _ if replaces => (NodeEvent::Proved, Finish::Changed, Closed::Synchronized),
             _ if self.job.change.is_some() => {
                 (NodeEvent::Returned, Finish::Changed, Closed::Changed)
             }

@@ -22,6 +22,19 @@ pub struct Followed {
     pub origin: ChangeOrigin,
     /// Tables that entered it later and are known to be complete.
     pub complete: Vec<TableName>,
+    /// What becomes of it.
+    #[serde(default)]
+    pub outcome: FollowedOutcome,
+}
+
+/// What becomes of the replication that a node follows by when its tables change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum FollowedOutcome {
+    /// It goes on.
+    #[default]
+    GoesOn,
+    /// It has lost changes: the job's own takes its place.
+    Replaced,
 }
 
 /// Tables that join or leave the replication of a node that follows.
@@ -40,7 +53,7 @@ pub struct ChangedTables {
 pub struct ChangeSpec {
     /// The node.
     pub node: NodeId,
-    /// The tables, at most [`CHANGED_MAX`].
+    /// The tables, at most [`CHANGED_MAX`]. None at all where a node that follows no longer is reinitialised as a whole.
     pub tables: Vec<TableName>,
     /// What happens to them.
     pub change: Change,

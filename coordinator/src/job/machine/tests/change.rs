@@ -2,6 +2,7 @@
 
 use super::super::super::change::Joining;
 use super::*;
+use steep_protocol::message::tables::FollowedOutcome;
 
 /// The work of a job that adds tables, in order.
 const ADDING: [Work; 14] = [
@@ -246,6 +247,38 @@ fn a_job_with_new_rows_goes_on_whoever_dies_in_any_step() {
             world.up(side);
             world.live_on();
             returned(&world, (work, side));
+            assert_eq!(world.finishes, [Finish::Changed], "{work:?} {side:?}");
+        }
+    }
+}
+
+#[test]
+fn a_job_whose_replication_takes_the_place_of_a_lost_one_is_the_nodes_job_in_the_end() {
+    let replacing = || {
+        let mut world = World::new(Method::Reinit);
+        let change = world.job.change.as_mut().unwrap();
+        change.followed.outcome = FollowedOutcome::Replaced;
+        world
+    };
+    let mut world = replacing();
+    world.run_on();
+    assert_eq!(world.node, NodeState::Synchronized);
+    assert_eq!(world.finishes, [Finish::Changed]);
+    assert_eq!(world.job.change, None);
+    assert_eq!(world.job.stage, Stage::Closed(Closed::Synchronized));
+    let sent: Vec<Work> = world.sent.iter().map(|(_, work)| *work).collect();
+    assert!(
+        !sent.contains(&Work::Join) && sent.contains(&Work::Finish),
+        "{sent:?}"
+    );
+    for work in REINIT.into_iter().filter(|work| *work != Work::Join) {
+        for side in Side::BOTH {
+            let mut world = replacing();
+            world.until(work);
+            world.kill(side);
+            world.tick(1);
+            world.up(side);
+            world.live_on();
             assert_eq!(world.finishes, [Finish::Changed], "{work:?} {side:?}");
         }
     }

@@ -3,7 +3,7 @@
 use steep_protocol::message::handover::{Replication, SchemaCheck, SlotName};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::message::tables::Followed;
+use steep_protocol::message::tables::{Followed, FollowedOutcome};
 use steep_protocol::{JobId, Lsn, SnapshotId, Sum, TableName};
 
 use super::super::super::change::Changing;
@@ -17,6 +17,7 @@ pub(super) fn changing() -> Changing {
         filter: TableFilter::default(),
         origin: ChangeOrigin::Any,
         complete: Vec::new(),
+        outcome: FollowedOutcome::GoesOn,
     };
     Changing::new(JobId(3), followed, vec![table])
 }
