@@ -134,8 +134,7 @@ impl<S: Store> Driver<S> {
         };
         let change = live.job.change.as_ref();
         let diverged = change.and_then(|change| change.diverged.clone());
-        let new_tables = live.job.spec.new_tables;
-        let replication = live.job.replication();
+        let (new_tables, replication) = (live.job.spec.new_tables, live.job.replication());
         let loaded = match event {
             NodeEvent::Loaded => live.loaded(now),
             _ => None,
@@ -172,10 +171,7 @@ impl<S: Store> Driver<S> {
                 self.following.remove(&target);
             }
             NodeState::Synchronized => {
-                if record.change == Some(id) {
-                    record.followed_anew(id, &replication);
-                    record.init_started_at = Some(accepted_at);
-                }
+                record.followed_anew((id, accepted_at), &replication);
                 record.init_completed_at = Some(now);
                 record.new_tables = new_tables;
                 record.risks = risks;

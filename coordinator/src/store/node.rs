@@ -190,8 +190,12 @@ impl NodeRecord {
         self.change.or(self.job)
     }
 
-    /// From now on it follows by the job that has changed it. Its former replication is to be removed from the source.
-    pub fn followed_anew(&mut self, job: JobId, replication: &Replication) {
+    /// From now on it follows by that job, if it is the one that has changed it. Its former replication is to be removed
+    /// from the source.
+    pub fn followed_anew(&mut self, (job, begun): (JobId, Timestamp), replication: &Replication) {
+        if self.change != Some(job) {
+            return;
+        }
         if let (Some(source), Some(id)) = (self.source.clone(), self.replication()) {
             let slot = self.slot.clone();
             let former = slot.map_or_else(|| Replication::of(id), |slot| Replication { id, slot });
@@ -202,6 +206,7 @@ impl NodeRecord {
         }
         self.change = None;
         self.job = Some(job);
+        self.init_started_at = Some(begun);
         self.replicates_by(replication);
     }
 
