@@ -247,6 +247,69 @@ fn the_row_that_was_modified_last_wins() -> Result<()> {
 }
 
 #[test]
+fn without_a_column_the_commit_tells_and_what_it_cannot_tell_is_the_operators() -> Result<()> {
+    let Some(mut cluster) = pair(&[("wal_retrieve_retry_interval", "1s")])? else {
+        return Ok(());
+    };
+    // Rows from before the setting have no time.
+    let track = "ALTER SYSTEM SET track_commit_timestamp = on";
+    for node in ["node_a", "node_b"] {
+        let refused = merge(&cluster, "last-modified", &["--yes"])?.expect(2)?;
+        let says = ["track_commit_timestamp is off", "restart that server"];
+        ensure!(
+            says.iter().all(|text| refused.stderr.contains(text)),
+            "{refused}"
+        );
+        cluster.database(node).sql(track)?;
+        cluster.node_mut(node).server_mut().restart()?;
+    }
+    wait::until_true("the servers to be seen again", LIMIT, || {
+        let tried = merge(&cluster, "last-modified", &["--dry-run"])?;
+        Ok(tried.code == 0)
+    })?;
+    let (a, b) = (cluster.database("node_a"), cluster.database("node_b"));
+    let touch = |database: &Database, ids: &str| {
+        database.sql(&format!("UPDATE item SET changed = changed WHERE id {ids}"))
+    };
+    touch(&a, "BETWEEN 2001 AND 2100")?;
+    touch(&b, "BETWEEN 2001 AND 2099")?;
+    touch(&a, "BETWEEN 2001 AND 2050")?;
+    // A frozen row keeps its time.
+    for database in [&a, &b] {
+        database.sql("VACUUM FREEZE item")?;
+    }
+    let undecided = merge(&cluster, "last-modified", &["--yes"])?.expect(1)?;
+    let says = ["1 rows are undecided", "of 1, nobody can tell"];
+    ensure!(
+        says.iter().all(|text| undecided.stderr.contains(text)),
+        "{undecided}"
+    );
+    let path = cluster.dir().join("plan.jsonl");
+    let file = path.to_string_lossy().into_owned();
+    let plan = ["--plan", &file, "--sequence-ranges", "1000000", "--yes"];
+    merge(&cluster, "last-modified", &plan)?.expect(1)?;
+    let text = fs::read_to_string(&path)?;
+    fs::write(
+        &path,
+        text.replace("\"decision\":null", "\"decision\":\"a\""),
+    )?;
+    merge(&cluster, "last-modified", &plan)?.expect(0)?;
+    equal(&cluster)?;
+    assert_eq!(items(&a, "2001, 2050, 2051, 2099, 2100")?, "aabba");
+    // The first node has a million values, the second those beyond.
+    for (database, side) in [(&b, "second"), (&a, "first")] {
+        let insert = format!("INSERT INTO work (side) SELECT '{side}' FROM generate_series(1, 50)");
+        database.sql(&insert)?;
+    }
+    cluster.wait_drained("node_a")?;
+    cluster.wait_drained("node_b")?;
+    let gap = "SELECT min(id) FILTER (WHERE side = 'second') - max(id) FILTER (WHERE side = 'first') FROM work";
+    let gap: i64 = a.value(gap)?;
+    ensure!((900_000..=1_000_000).contains(&gap), "{gap}");
+    equal(&cluster)
+}
+
+#[test]
 fn the_operator_decides_in_the_plan() -> Result<()> {
     let Some(cluster) = pair(&[])? else {
         return Ok(());

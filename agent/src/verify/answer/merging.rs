@@ -8,9 +8,13 @@ use tokio_postgres::SimpleQueryRow;
 use super::{Answerer, number};
 use crate::verify::sql::{KeyColumn, Reading};
 
-/// When a row was committed, in microseconds.
+/// When a row was committed, in microseconds. A frozen row keeps its transaction's number; NULL where that is older than
+/// the setting, or than what the server has kept.
 const COMMITTED: &str =
     "trunc(EXTRACT(epoch FROM pg_xact_commit_timestamp(t.xmin)) OPERATOR(pg_catalog.*) 1000000)";
+
+/// Whether more transactions than 32 bits can number have been: the number of a frozen row may have been given again.
+const NUMBERS_REUSED: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::numeric OPERATOR(pg_catalog.>=) 4294967296";
 
 impl Answerer {
     /// When these rows were modified; `None` where the table has nothing that tells.
@@ -47,13 +51,18 @@ impl Answerer {
         let on = self.read("SHOW track_commit_timestamp", |row| {
             Some(row.get(0)? == "on")
         });
-        if on.await?.is_some_and(|on| on == [true]) {
+        if on.await?.is_none_or(|on| on != [true]) {
+            let text = "track_commit_timestamp is off, so nobody knows when a row was modified";
+            let fault = Fault::new(FaultKind::BadRequest, text).on(&self.node);
+            return Err(fault.hint("set track_commit_timestamp = on and restart that server (rows from before stay undecided), name a column that says so with --modified-column, or use another --strategy"));
+        }
+        let reused = self.read(NUMBERS_REUSED, |row| Some(row.get(0)? == "t"));
+        if reused.await?.is_some_and(|reused| reused == [false]) {
             return Ok(());
         }
-        let text = "track_commit_timestamp is off, so nobody knows when a row was modified";
+        let text = "this server has begun its transaction numbers anew, so an old row may have the number of a new transaction";
         let fault = Fault::new(FaultKind::BadRequest, text).on(&self.node);
-        Err(fault
-            .hint("name a column that says so with --modified-column, or use another --strategy"))
+        Err(fault.hint("name a column that says when a row was modified with --modified-column, or use another --strategy"))
     }
 
     /// Some columns of rows; `None` where one of them is NULL.

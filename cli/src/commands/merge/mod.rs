@@ -127,6 +127,12 @@ fn show(args: &MergeArgs, plan: &Plan, context: &Context) {
 fn undecided(args: &MergeArgs, plan: &Plan, path: Option<&Path>) -> Result<u8, Failure> {
     let rows = plan.undecided();
     let mut text = format!("{rows} rows are undecided, so nothing was written");
+    if args.strategy == Strategy::LastModified && plan.undated() > 0 {
+        let undated = plan.undated();
+        text.push_str(&format!(
+            "; of {undated}, nobody can tell which one was modified last"
+        ));
+    }
     for clash in plan.clashes(NAMED) {
         text.push_str(&format!("; {clash}"));
     }

@@ -204,6 +204,16 @@ impl Plan {
         self.counts().values().map(|counts| counts.undecided).sum()
     }
 
+    /// Those of which neither row is known to be the newer one.
+    pub(super) fn undated(&self) -> usize {
+        let rows = self.tables.iter().flat_map(|table| &table.rows);
+        let undated = rows.filter(|(row, decision)| {
+            let conflict = Kind::of(row.change) == Kind::Conflict && row.clash.is_none();
+            decision.is_none() && conflict && row.newer.is_none()
+        });
+        undated.count()
+    }
+
     /// Some of those that clash with others, each as a sentence.
     pub(super) fn clashes(&self, most: usize) -> Vec<String> {
         let rows = self.tables.iter().flat_map(|table| {
