@@ -227,7 +227,8 @@ fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
         NodeState::Diverged => {
             let anew = format!("{cancel}, then {init} --force");
             if node.needs_init {
-                return vec![anew];
+                let reinit = format!("steep-repl reinit --node {id} --full");
+                return vec![reinit, anew];
             }
             let error = node.error_message.as_deref().unwrap_or_default();
             let mend = match &node.subscription_name {
@@ -468,6 +469,7 @@ mod tests {
         assert_eq!(
             next_steps(&diverged, None),
             [
+                "steep-repl reinit --node node_b --full",
                 "steep-repl init cancel --node node_b, then steep-repl init node_b --from SOURCE --force"
             ]
         );

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use steep_protocol::message::api::{ApiReply, ApiRequest, InitRequest, Order};
 use steep_protocol::message::job::{CancelledData, JobSpec};
+use steep_protocol::message::tables::ChangeSpec;
 use steep_protocol::{Fault, FaultKind, NodeId};
 use tokio::task::{Id, JoinSet};
 
@@ -57,7 +58,15 @@ impl Actions {
         let request = Order::Init(InitRequest::Copy(vec![spec.clone()]));
         let asked = client.ask(request).await;
         self.begin(spec.target.clone(), async move {
-            Update::Answer(started(&spec, asked).await).into()
+            Update::Answer(started(&spec.target, asked).await).into()
+        });
+    }
+
+    pub(super) async fn reinit(&mut self, client: &Client, spec: ChangeSpec) {
+        let node = spec.node.clone();
+        let asked = client.ask(Order::ChangeTables(spec)).await;
+        self.begin(node.clone(), async move {
+            Update::Answer(started(&node, asked).await).into()
         });
     }
 
@@ -175,9 +184,8 @@ async fn cancelled(
     Ok(format!("{node} is uninitialized; {rows}"))
 }
 
-async fn started(spec: &JobSpec, asked: Result<Replies, Failure>) -> Result<String, Fault> {
+async fn started(target: &NodeId, asked: Result<Replies, Failure>) -> Result<String, Fault> {
     let mut accepted = None;
-    let (target, source) = (&spec.target, &spec.source);
     drain(target, asked, |reply| match reply {
         ApiReply::Accepted { jobs } => {
             accepted = jobs.first().map(|(_, job)| *job);
@@ -187,7 +195,7 @@ async fn started(spec: &JobSpec, asked: Result<Replies, Failure>) -> Result<Stri
     })
     .await?;
     match accepted {
-        Some(job) => Ok(format!("{target}: job {job} has begun, from {source}")),
+        Some(job) => Ok(format!("{target}: job {job} has begun")),
         None => Err(Fault::new(
             FaultKind::Failed,
             "the coordinator did not say that it has the job",

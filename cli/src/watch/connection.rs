@@ -181,6 +181,7 @@ impl ConnectionTask {
                 Effect::AskLast(node) => actions.last(&self.client, node).await,
                 Effect::Cancel(node, data) => actions.cancel(&self.client, node, data).await,
                 Effect::Init(spec) => actions.init(&self.client, *spec).await,
+                Effect::Reinit(spec) => actions.reinit(&self.client, *spec).await,
                 Effect::Restart(spec) => actions.restart(&self.client, spec).await,
                 // Both are the screen's.
                 Effect::Quit | Effect::Redraw => {}
@@ -261,6 +262,7 @@ impl ConnectionTask {
                     Effect::AskLast(_)
                     | Effect::Cancel(..)
                     | Effect::Init(_)
+                    | Effect::Reinit(_)
                     | Effect::Restart(_) => {
                         let text = "the coordinator cannot be reached: nothing was sent to it";
                         let fault = Fault::new(FaultKind::Unreachable, text)

@@ -2,7 +2,7 @@
 
 use steep_protocol::message::api::JobView;
 use steep_protocol::message::job::JobSpec;
-use steep_protocol::{NodeId, NodeState};
+use steep_protocol::{NodeId, NodeState, TableName};
 
 /// The detail view of a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +117,13 @@ pub(crate) enum Question {
         node: NodeId,
         /// Its state when asked.
         state: NodeState,
+    },
+    /// Give tables of a node that has diverged their rows again?
+    Reinit {
+        /// The node.
+        node: NodeId,
+        /// The tables; none for all of a node whose replication is lost.
+        tables: Vec<TableName>,
     },
     /// Initialise the node again, with the settings of its last job?
     Again {

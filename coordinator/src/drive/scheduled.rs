@@ -9,9 +9,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::verify::{
-    Comparing, ModifiedBy, RowValues, ScheduleSpec, ScheduleView, VerifyReport, VerifySpec,
+    Comparing, ModifiedBy, RowValues, ScheduleSpec, ScheduleView, TableReport, VerifyReport,
+    VerifySpec,
 };
-use steep_protocol::{Fault, FaultKind, NodeId};
+use steep_protocol::{Fault, FaultKind, NodeId, TableName};
 
 use super::lineage::follows;
 use super::{Answer, Driver, Ticket};
@@ -31,6 +32,9 @@ const FAILED_AGAIN: Duration = Duration::from_secs(300);
 /// Tables named in a reason.
 const NAMED: usize = 5;
 
+/// Differing tables that are stored with a node.
+const TABLES_KEPT: usize = 100;
+
 /// Who begins them, in events.
 pub(super) const SCHEDULE: &str = "schedule";
 
@@ -38,6 +42,15 @@ impl RegularVerify {
     fn every(&self) -> Duration {
         Duration::from_secs(self.schedule.every_seconds)
     }
+}
+
+/// What a comparison says of the rows.
+#[derive(Debug, Default)]
+struct Rows {
+    /// Which differ, as [`RegularVerify::differ`].
+    differ: Option<String>,
+    /// Their tables, as [`RegularVerify::differing`].
+    differing: Vec<TableName>,
 }
 
 impl<S: Store> Driver<S> {
@@ -70,6 +83,7 @@ impl<S: Store> Driver<S> {
                     schedule,
                     next_at: now,
                     differ: None,
+                    differing: Vec::new(),
                     last: None,
                 })
             }
@@ -142,20 +156,12 @@ impl<S: Store> Driver<S> {
     ) {
         let unread = report.tables.iter().filter(|table| table.is_unreadable());
         let unread = unread.count();
-        let differing = report
-            .tables
-            .iter()
-            .filter(|table| !table.is_equal())
-            .count()
-            - unread;
-        let names = report
-            .tables
-            .iter()
-            .filter(|t| !t.is_equal() && !t.is_unreadable());
-        let names: Vec<String> = names
-            .take(NAMED)
-            .map(|table| table.name.to_string())
-            .collect();
+        let differs = |table: &&TableReport| !table.is_equal() && !table.is_unreadable();
+        let differ = report.tables.iter().filter(differs);
+        let mut tables: Vec<TableName> = differ.map(|table| table.name.clone()).collect();
+        let differing = tables.len();
+        let names = tables.iter().take(NAMED).map(ToString::to_string);
+        let names: Vec<String> = names.collect();
         let more = match differing.saturating_sub(NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -167,11 +173,20 @@ impl<S: Store> Driver<S> {
         };
         let (a, b) = (&spec.node_a, &spec.node_b);
         // What differed does so until it is known to be equal.
-        let differ = match equal {
-            Some(true) => Some(None),
-            Some(false) => Some(message.as_ref().map(|tables| {
+        let rows = match equal {
+            Some(true) => Some(Rows::default()),
+            Some(false) => {
+                if differing > TABLES_KEPT {
+                    tables.clear();
+                }
+                let text = message.as_ref().map(|tables| {
                 format!("rows differ from those of {a} in {tables}: steep-repl verify {a} {b} lists them, steep-repl repair {a} {b} writes them")
-            })),
+                });
+                Some(Rows {
+                    differ: text,
+                    differing: tables,
+                })
+            }
             None => None,
         };
         let last = LastVerify {
@@ -179,7 +194,7 @@ impl<S: Store> Driver<S> {
             equal,
             message,
         };
-        self.note_result(spec, (last, differ), RegularVerify::every, now);
+        self.note_result(spec, (last, rows), RegularVerify::every, now);
     }
 
     /// One that was begun regularly could not be completed.
@@ -196,7 +211,7 @@ impl<S: Store> Driver<S> {
     fn note_result(
         &mut self,
         spec: &VerifySpec,
-        (last, differ): (LastVerify, Option<Option<String>>),
+        (last, rows): (LastVerify, Option<Rows>),
         again: impl Fn(&RegularVerify) -> Duration,
         now: Timestamp,
     ) {
@@ -210,8 +225,9 @@ impl<S: Store> Driver<S> {
             return;
         };
         regular.last = Some(last);
-        if let Some(differ) = differ {
+        if let Some(Rows { differ, differing }) = rows {
             regular.differ = differ;
+            regular.differing = differing;
         }
         regular.next_at = after(now, again(regular));
         self.out.writes.push(Write::Node(Box::new(record.clone())));
@@ -242,6 +258,7 @@ impl<S: Store> Driver<S> {
             last_at: last.map(|last| last.at),
             equal: last.and_then(|last| last.equal),
             message: last.and_then(|last| last.message.clone()),
+            differing: regular.differing.clone(),
         })
     }
 }

@@ -95,6 +95,9 @@ pub struct RegularVerify {
     pub next_at: Timestamp,
     /// Which rows differ, until a comparison finds none.
     pub differ: Option<String>,
+    /// Their tables, if they are not many.
+    #[serde(default)]
+    pub differing: Vec<TableName>,
     /// The last one.
     pub last: Option<LastVerify>,
 }
@@ -181,6 +184,7 @@ impl NodeRecord {
         self.appeared.clear();
         if let Some(regular) = &mut self.verify {
             regular.differ = None;
+            regular.differing.clear();
         }
     }
 

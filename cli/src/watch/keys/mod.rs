@@ -4,6 +4,7 @@
 mod tests;
 
 use steep_protocol::message::job::{CancelledData, JobSpec};
+use steep_protocol::message::tables::{Change, ChangeSpec, Reinit};
 use steep_protocol::{NodeId, NodeState};
 
 use super::model::{Model, Tone};
@@ -53,6 +54,8 @@ pub(crate) enum Effect {
     AskLast(NodeId),
     Cancel(NodeId, CancelledData),
     Init(Box<JobSpec>),
+    /// Give tables their rows again.
+    Reinit(Box<ChangeSpec>),
     /// Cancel, then initialise.
     Restart(Box<JobSpec>),
 }
@@ -243,6 +246,17 @@ fn ask_cancel(model: &mut Model) {
 fn ask_again(model: &mut Model) -> Option<Effect> {
     let view = &model.subject()?.view;
     let id = view.node_id.clone();
+    if view.state == NodeState::Diverged && view.agent_online {
+        let verify = view.verify.as_ref();
+        let tables = match view.needs_init {
+            true => Vec::new(),
+            false => verify.map_or_else(Vec::new, |verify| verify.differing.clone()),
+        };
+        if view.needs_init || !tables.is_empty() {
+            model.focus = Focus::Question(Question::Reinit { node: id, tables });
+            return None;
+        }
+    }
     let why_not = match view.state {
         NodeState::Failed | NodeState::Uninitialized | NodeState::Diverged if view.agent_online => {
             None
@@ -271,7 +285,7 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
     }
 }
 
-/// Only `y`, or `k` to keep rows, confirms.
+/// Only `y` confirms, or `k` to keep rows; `i` asks whether to initialise instead.
 fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect> {
     let effect = match (question, input) {
         (_, Input::Char('n' | 'N' | 'q') | Input::Escape) => None,
@@ -283,6 +297,19 @@ fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect>
             model.notify(format!("{node}: cancelling, rows are kept"), Tone::Info);
             Some(Effect::Cancel(node, CancelledData::Keep))
         }
+        (Question::Reinit { node, tables }, Input::Char('y' | 'Y')) => {
+            model.notify(format!("{node}: asking for its rows again"), Tone::Info);
+            Some(Effect::Reinit(Box::new(ChangeSpec {
+                node,
+                tables,
+                change: Change::Reinit(Reinit {
+                    source: None,
+                    parallel: None,
+                    max_rate: None,
+                }),
+            })))
+        }
+        (Question::Reinit { node, .. }, Input::Char('i' | 'I')) => Some(Effect::AskLast(node)),
         (Question::Again { spec, first }, Input::Char('y' | 'Y')) => {
             let target = &spec.target;
             match first {

@@ -1,6 +1,8 @@
 //! What keys do, and what they never do.
 
+use steep_protocol::TableName;
 use steep_protocol::message::job::ExistingRows;
+use steep_protocol::message::verify::ScheduleView;
 
 use super::*;
 use crate::render::samples::{at, id, node, table};
@@ -189,4 +191,38 @@ fn every_key_that_scrolls_moves_the_frame_until_its_ends() {
     model.apply(Update::Job(Box::new(job())), at(32));
     assert!(press_drawn(&mut model, Input::Home).contains("pgbench_accounts"));
     assert!(first.contains("t00"));
+}
+
+#[test]
+fn a_diverged_node_gets_its_differing_tables_or_all_of_them_again() {
+    let tables = vec![TableName::new("app", "orders").unwrap()];
+    for (lost, tables) in [(false, tables), (true, Vec::new())] {
+        let mut model = cluster();
+        let mut diverged = node("node_e", NodeState::Diverged);
+        diverged.needs_init = lost;
+        diverged.verify = Some(ScheduleView {
+            every_seconds: 3600,
+            tables: Vec::new(),
+            running: false,
+            next_at: at(3600),
+            last_at: Some(at(0)),
+            equal: Some(false),
+            message: Some("app.orders".to_owned()),
+            differing: vec![TableName::new("app", "orders").unwrap()],
+        });
+        model.apply(Update::Nodes(vec![diverged]), at(30));
+        model.selected = Some(id("node_e"));
+        assert_eq!(press(&mut model, Input::Char('r')), None);
+        let text = screen(&model, 80, 24);
+        let says = if lost { "a new slot" } else { "app.orders" };
+        assert!(text.contains(says), "{text}");
+        assert_eq!(press(&mut model, Input::Enter), None, "only y copies");
+        let mut other = model.clone();
+        let initialise = press(&mut other, Input::Char('i'));
+        assert_eq!(initialise, Some(Effect::AskLast(id("node_e"))));
+        let Some(Effect::Reinit(spec)) = press(&mut model, Input::Char('y')) else {
+            panic!("{model:?}");
+        };
+        assert_eq!((spec.node, spec.tables), (id("node_e"), tables));
+    }
 }

@@ -7,16 +7,20 @@ use ratatui::symbols::border;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Widget};
 use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
-use steep_protocol::{NodeId, NodeState};
+use steep_protocol::{NodeId, NodeState, TableName};
 
 use super::theme::{Signs, Theme};
 use super::widgets::{put, wrap};
+use crate::render::clean;
 use crate::units;
 use crate::watch::model::{Model, Node};
 use crate::watch::state::{First, Focus, Question};
 
 /// The widest box, with borders.
 const WIDEST: u16 = 74;
+
+/// Tables named in a question.
+const TABLES_NAMED: usize = 5;
 
 /// For terminals without line drawing.
 const ASCII: border::Set<'_> = border::Set {
@@ -37,7 +41,7 @@ const KEYS: [(&str, &str); 13] = [
         "c",
         "cancel a job, or clean up after a failed one; asks first",
     ),
-    ("r", "copy again from zero as asked for last; asks first"),
+    ("r", "copy again what has diverged, or all; asks first"),
     ("/", "show only nodes with a text in name, state or source"),
     ("s S", "sort by the next column; turn the order around"),
     ("up down j k", "choose a node; in detail, scroll"),
@@ -58,6 +62,9 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
         Focus::Help => (" keys ", help(columns, theme)),
         Focus::Question(Question::Cancel { node, state }) => {
             (" cancel ", cancel(model, node, *state, columns, theme))
+        }
+        Focus::Question(Question::Reinit { node, tables }) => {
+            (" reinitialise ", reinit(node, tables, columns, theme))
         }
         Focus::Question(Question::Again { spec, first }) => {
             (" initialise again ", again(spec, *first, columns, theme))
@@ -144,6 +151,39 @@ fn cancel(
         ]
     };
     question(&text, keys, columns, theme, Style::new())
+}
+
+fn reinit(
+    node: &NodeId,
+    tables: &[TableName],
+    columns: usize,
+    theme: &Theme,
+) -> Vec<Line<'static>> {
+    let text = match tables {
+        [] => format!(
+            "{node} has lost changes. Copy all its tables again from its source, and follow that by a new slot?"
+        ),
+        tables => {
+            let (named, more) = tables.split_at(tables.len().min(TABLES_NAMED));
+            let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+            let more = match more.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let named = clean(&named.join(", "));
+            format!("Rows of {node} differ from its source's. Copy {named}{more} again?")
+        }
+    };
+    let mut lines = question(&text, &[], columns, theme, Style::new());
+    let rows =
+        "READERS SEE THE OLD ROWS, THEN THE NEW ONES; ROWS THAT ARE ON THIS NODE ALONE ARE LOST.";
+    let keys = [
+        ("y", "copy"),
+        ("i", "initialise from the start"),
+        ("n", "leave it"),
+    ];
+    lines.extend(question(rows, &keys, columns, theme, theme.warning()));
+    lines
 }
 
 fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Line<'static>> {

@@ -93,6 +93,7 @@ fn rows_are_compared_again_and_again_and_a_node_is_diverged_while_they_differ() 
     world.observe_columns(job, "same", "same");
     let view = shown(&mut world);
     assert_eq!((view.equal, view.running), (Some(false), false));
+    assert_eq!(view.differing, [TableName::new("app", "t").unwrap()]);
     assert_eq!(world.state("b"), NodeState::Diverged);
     world.skip(EVERY + 60);
     end(&mut world, 0);
@@ -100,6 +101,7 @@ fn rows_are_compared_again_and_again_and_a_node_is_diverged_while_they_differ() 
     world.observe_columns(job, "same", "same");
     world.observe_columns(job, "same", "same");
     assert_eq!(world.state("b"), NodeState::Synchronized);
+    assert_eq!(shown(&mut world).differing, []);
 
     schedule(&mut world, None);
     assert!(world.node("b").verify.is_none());

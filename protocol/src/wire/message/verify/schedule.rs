@@ -46,4 +46,6 @@ pub struct ScheduleView {
     pub equal: Option<bool>,
     /// Why it is not, or what differs.
     pub message: Option<String>,
+    /// The tables whose rows differ, until they are known to be equal; none where they are many.
+    pub differing: Vec<TableName>,
 }
