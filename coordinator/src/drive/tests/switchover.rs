@@ -404,6 +404,7 @@ fn a_setting_of_the_old_node_that_somebody_lifts_is_told_once_and_warned_of_unti
         let mut world = world.restart(directory.path());
         assert!(lifted(&mut world));
         world.join("a");
+        world.join("b");
         world.say("a", moved(id, false));
         assert_eq!(events(&mut world), [1, 0]);
         world.say("a", moved(id, true));
