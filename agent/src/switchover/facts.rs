@@ -1,14 +1,16 @@
 //! What a switchover needs to know of a node before it changes anything.
 
-use steep_protocol::Fault;
 use steep_protocol::message::facts::Listed;
-use steep_protocol::message::switchover::{COMPARED_MAX, Needed, SwitchoverFacts, WriteState};
+use steep_protocol::message::switchover::{
+    COMPARED_MAX, Needed, SMALL_MAX, SwitchoverFacts, WriteState,
+};
+use steep_protocol::{Fault, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::note::{self, State};
 use super::sessions::{self, APPLICATIONS};
-use crate::pg::catalog::USER_RELATION;
+use crate::pg::catalog::{USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -56,6 +58,21 @@ carried AS MATERIALIZED (
         JOIN pg_class root ON root.oid = p.relid AND root.relkind = 'p', pg_partition_tree(p.relid) AS t
     WHERE own.pubname = $1
 )";
+
+/// Rows of the tables that are compared while writes are stopped: read on both sides in some milliseconds.
+const SMALL_ROWS: i64 = 10_000;
+const SMALL_PAGES: i64 = 1_000;
+
+/// Published tables, the smallest first, with their rows and pages as far as statistics know. Locks none of them.
+const SIZES: &str = "
+SELECT n.nspname::text, c.relname::text, size.rows::int8, size.pages::int8
+FROM pg_publication own, pg_get_publication_tables(own.pubname::text) AS p
+JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+    SELECT sum(greatest(l.reltuples, pg_stat_get_live_tuples(l.oid), 0)) AS rows, sum(l.relpages) AS pages
+    FROM pg_class l WHERE l.oid = c.oid OR c.relkind = 'p' AND l.oid IN (SELECT t.relid FROM pg_partition_tree(c.oid) AS t)
+) AS size
+WHERE own.pubname = $1 ORDER BY size.rows, size.pages, 1, 2";
 
 const TRIGGERS: &str = "
 SELECT n.nspname::text || '.' || c.relname::text || ': ' || t.tgname::text
@@ -140,6 +157,7 @@ async fn look(task: &Task, session: &Session, needed: &Needed) -> Result<Switcho
          WHERE c.relkind = 'r' AND {USER_RELATION} AND c.oid NOT IN (SELECT relid FROM carried) ORDER BY 1"
     );
     facts.not_replicated = listed(session, &sql, publication).await?;
+    (facts.small, facts.large) = sizes(&session.query(SIZES, publication).await?)?;
     let sql = "SELECT w.name FROM unnest($1::text[]) AS w (name) WHERE NOT EXISTS ( \
          SELECT FROM pg_roles r WHERE r.rolname = w.name AND r.rolcanlogin) ORDER BY 1";
     facts.lacking_roles = listed(session, sql, &[&needed.roles]).await?;
@@ -155,6 +173,22 @@ async fn look(task: &Task, session: &Session, needed: &Needed) -> Result<Switcho
         State::Open { position } => WriteState::Open { position },
     });
     Ok(facts)
+}
+
+/// The small tables, and the others.
+fn sizes(rows: &[Row]) -> Result<(Vec<TableName>, Listed), PgError> {
+    let (mut small, mut large) = (Vec::new(), Vec::new());
+    let (mut sum, mut pages) = (0, 0);
+    for row in rows {
+        let name = table_name(row, 0)?;
+        sum += row.try_get::<_, i64>(2)?;
+        pages += row.try_get::<_, i64>(3)?;
+        match sum <= SMALL_ROWS && pages <= SMALL_PAGES && small.len() < SMALL_MAX {
+            true => small.push(name),
+            false => large.push(name.to_string()),
+        }
+    }
+    Ok((small, large.into_iter().collect()))
 }
 
 fn count(row: &Row, at: usize) -> Result<u64, PgError> {

@@ -10,6 +10,9 @@ use steep_protocol::message::switchover::{
 use super::clean;
 use crate::units;
 
+/// Tables named that were not compared.
+const TABLES_NAMED: usize = 5;
+
 /// What it is at, as a line.
 pub(crate) fn step(view: &SwitchoverView) -> String {
     let (from, to) = (&view.from, &view.to);
@@ -22,6 +25,10 @@ pub(crate) fn step(view: &SwitchoverView) -> String {
         Step::Drain => format!("{to}: applies what was written"),
         Step::AdmitSequences => format!("{from}: lets its sequences be read"),
         Step::Sequences => format!("{to}: sets its sequences"),
+        Step::AdmitSmall => format!("{from}: lets the rows of small tables be compared"),
+        Step::CompareSmall => {
+            format!("{to}: compares the rows of small tables with those of {from}")
+        }
         Step::ProveOpen => format!("{to}: sees whether somebody keeps it from taking writes"),
         Step::AdmitLast => format!("{from}: lets its sequences be read once more"),
         Step::LastSequences => format!("{to}: sets its sequences to what was used last"),
@@ -62,6 +69,18 @@ pub(crate) fn completed(view: &SwitchoverView) -> String {
         let count = units::count(view.ended_sessions);
         text.push_str(&format!("sessions that were ended on {from}: {count}\n"));
     }
+    let compared = units::count(view.tables_compared);
+    text.push_str(&format!("tables whose rows were compared: {compared}"));
+    if !view.tables_not_compared.is_empty() {
+        let listed = &view.tables_not_compared;
+        let names = &listed.names[..listed.names.len().min(TABLES_NAMED)];
+        let more = match listed.count.saturating_sub(names.len() as u64) {
+            0 => String::new(),
+            more => format!(" and {} more", units::count(more)),
+        };
+        text.push_str(&format!("; not: {}{more}", clean(&names.join(", "))));
+    }
+    text.push('\n');
     match view.way_back {
         WayBack::Follow if view.fault.is_none() => text.push_str(&format!(
             "{from} follows {to} and is read-only to applications; the way back: steep-repl switchover --from {to} --to {from}\n"
@@ -136,6 +155,8 @@ pub(crate) fn json(view: &SwitchoverView) -> Value {
         "reopen": view.reopen,
         "lifted": view.lifted,
         "ended_sessions": view.ended_sessions,
+        "tables_compared": view.tables_compared,
+        "tables_not_compared": view.tables_not_compared,
         "error_message": view.fault.as_ref().map(ToString::to_string),
         "hindrance": view.hindrance.as_ref().map(ToString::to_string),
         "warnings": view.warnings,
@@ -196,6 +217,8 @@ mod tests {
             reopen: Some("ALTER DATABASE \"app\" RESET default_transaction_read_only".to_owned()),
             lifted: false,
             ended_sessions: 0,
+            tables_compared: 3,
+            tables_not_compared: ["app.big".to_owned()].into_iter().collect(),
             fault: None,
             hindrance: None,
             warnings: Vec::new(),

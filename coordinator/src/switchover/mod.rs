@@ -4,9 +4,9 @@
 //! one ([`judge`]). Everything here is pure, as in [`crate::job`].
 //!
 //! ```text
-//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ proof ─▶ DECIDE ─▶ sequences ─▶ open ─▶ detach ─▶ follow ─▶ completed
-//!     └─────────┴─────────┴────────────┴────────────┴──────────┴──────────┴─────────┤
-//!                                                                                   └─▶ reopen old ─▶ reopen new ─▶ undone
+//! way back ─▶ rows ─▶ close new ─▶ stop writes ─▶ drain ─▶ sequences ─▶ rows ─▶ proof ─▶ DECIDE ─▶ sequences ─▶ open ─▶ detach ─▶ follow ─▶ completed
+//!     └─────────┴─────────┴────────────┴────────────┴──────────┴──────────┴────────┴─────────┤
+//!                                                                                            └─▶ reopen old ─▶ reopen new ─▶ undone
 //! ```
 //! The old node decides, in its own database. Until then whatever fails is undone, and where nobody undoes it, the old
 //! node's agent does when time is up. The new node takes writes only after it. So at most one of the two does, and in
@@ -14,12 +14,13 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use steep_protocol::message::facts::Listed;
 use steep_protocol::message::handover::{Replication, SlotName};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::switchover::{
     SwitchoverSpec, SwitchoverStep, SwitchoverView, WayBack,
 };
-use steep_protocol::{CommandId, Fault, JobId, Lsn, NodeId};
+use steep_protocol::{CommandId, Fault, JobId, Lsn, NodeId, TableName};
 
 use crate::job::Job;
 use crate::snapshot::Trouble;
@@ -62,6 +63,15 @@ pub struct Switchover {
     /// What is in the way of the step.
     #[serde(default)]
     pub hindrance: Option<Fault>,
+    /// Tables whose rows are compared once writes are stopped.
+    #[serde(default)]
+    pub small: Vec<TableName>,
+    /// How many tables' rows were compared.
+    #[serde(default)]
+    pub tables_compared: u64,
+    /// Tables whose rows were not.
+    #[serde(default)]
+    pub tables_not_compared: Listed,
     /// Why it is undone or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
     /// When writes were stopped.
@@ -111,6 +121,7 @@ impl Side {
             | SwitchoverStep::StopWrites
             | SwitchoverStep::Drain
             | SwitchoverStep::AdmitSequences
+            | SwitchoverStep::AdmitSmall
             | SwitchoverStep::AdmitLast
             | SwitchoverStep::Decide
             | SwitchoverStep::ReopenOld => Some(Self::Old),
@@ -118,6 +129,7 @@ impl Side {
             | SwitchoverStep::CompareRows
             | SwitchoverStep::CloseNew
             | SwitchoverStep::Sequences
+            | SwitchoverStep::CompareSmall
             | SwitchoverStep::ProveOpen
             | SwitchoverStep::LastSequences
             | SwitchoverStep::Open
@@ -158,6 +170,9 @@ impl Switchover {
             stale: None,
             trouble: None,
             hindrance: None,
+            small: Vec::new(),
+            tables_compared: 0,
+            tables_not_compared: Listed::default(),
             fault: None,
             stopped_at: None,
             resumed_at: None,
@@ -234,6 +249,8 @@ impl Switchover {
             reopen: self.reopen.clone(),
             lifted: false,
             ended_sessions: self.ended_sessions,
+            tables_compared: self.tables_compared,
+            tables_not_compared: self.tables_not_compared.clone(),
             fault: self.fault.clone(),
             hindrance: self.hindrance.clone(),
             warnings: self.warnings.clone(),
@@ -255,6 +272,8 @@ impl Switchover {
             | SwitchoverStep::Drain
             | SwitchoverStep::AdmitSequences
             | SwitchoverStep::Sequences
+            | SwitchoverStep::AdmitSmall
+            | SwitchoverStep::CompareSmall
             | SwitchoverStep::ProveOpen
             | SwitchoverStep::Decide
             | SwitchoverStep::AdmitLast

@@ -142,3 +142,31 @@ fn an_agent_without_superuser_rights_names_the_grants_that_it_lacks() -> Result<
     ensure!(!writable(&source)? && writable(&target)?);
     Ok(())
 }
+
+#[test]
+fn rows_that_differ_once_writes_are_stopped_undo_it_and_tables_that_are_too_large_are_named()
+-> Result<()> {
+    let cluster = ready()?;
+    let [source, target] = both(&cluster);
+    source.sql(
+        "INSERT INTO \"Fr\"\"ück\".\"a;b\" (body) SELECT 'more' FROM generate_series(1, 20000);
+         ANALYZE \"Fr\"\"ück\".\"a;b\"",
+    )?;
+    target.sql("INSERT INTO \"Work\" (writer, n) VALUES (-1, -1)")?;
+    let ended = wait::until("servers to answer", LIMIT, || {
+        let ended = cluster.cli(&switchover(&[]))?;
+        Ok((ended.code != 6).then_some(ended))
+    })?;
+    let ended = ended.expect(3)?;
+    let said = "public.Work has 1 rows there and 0 on node_a";
+    ensure!(ended.text().contains(said), "{ended}");
+    ensure!(writable(&source)? && writable(&target)?);
+    target.sql("DELETE FROM \"Work\"")?;
+    let done = completed(&cluster, &switchover(&[]))?;
+    println!("{done}");
+    assert_eq!(done["tables_compared"], 2, "{done}");
+    let others = &done["tables_not_compared"];
+    assert_eq!(others["count"], 1, "{done}");
+    ensure!(others["names"][0].to_string().contains("a;b"), "{done}");
+    Ok(())
+}

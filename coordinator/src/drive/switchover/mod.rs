@@ -206,19 +206,24 @@ impl<S: Store> Driver<S> {
                 return Some((command.into(), one.way_back()));
             }
             Step::DropWayBack => return Some((SourceCommand::DropPrepared.into(), one.way_back())),
-            Step::AdmitRows => Command::from(SourceCommand::AdmitVerify {
+            Step::AdmitRows | Step::AdmitSmall => Command::from(SourceCommand::AdmitVerify {
                 target: spec.to.clone(),
                 access: RowAccess::Compare(RowValues::Hidden),
             }),
-            Step::CompareRows => Command::from(TargetCommand::Verify(Box::new(VerifyTables {
-                source: self.peer(&spec.from),
-                comparing: Comparing::Equality,
-                tables: Vec::new(),
-                values: RowValues::Hidden,
-                parallel: limits::WORKERS_DEFAULT,
-                max_rate: None,
-                modified: ModifiedBy::NotAsked,
-            }))),
+            Step::CompareRows | Step::CompareSmall => {
+                Command::from(TargetCommand::Verify(Box::new(VerifyTables {
+                    source: self.peer(&spec.from),
+                    comparing: Comparing::Equality,
+                    tables: match one.step {
+                        Step::CompareSmall => one.small.clone(),
+                        _ => Vec::new(),
+                    },
+                    values: RowValues::Hidden,
+                    parallel: limits::WORKERS_DEFAULT,
+                    max_rate: None,
+                    modified: ModifiedBy::NotAsked,
+                })))
+            }
             Step::CloseNew => switchover(SwitchoverCommand::Close(Closing::New)),
             Step::StopWrites => switchover(SwitchoverCommand::Close(Closing::Old {
                 max_stop_seconds: spec.max_stop_seconds,

@@ -8,8 +8,8 @@ use steep_protocol::message::api::{AbsentSource, ApiReply, Order};
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts, TargetFacts};
 use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, TableFilter};
 use steep_protocol::message::switchover::{
-    Needed, STOP_MAX, SwitchoverCommand, SwitchoverFacts, SwitchoverSpec, SwitchoverStep as Step,
-    WayBack,
+    Needed, RowsCheck, STOP_MAX, SwitchoverCommand, SwitchoverFacts, SwitchoverSpec,
+    SwitchoverStep as Step, WayBack,
 };
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
@@ -314,7 +314,16 @@ impl<S: Store> Driver<S> {
                     return self.join(id, ticket);
                 }
                 match self.check_switchover(&spec) {
-                    Ok(job) => self.begin_switchover(spec, &operator, &job, ticket, now),
+                    Ok(job) => {
+                        let first = self.take_commands(COMMANDS);
+                        let id = self.new_job_id();
+                        let mut one = Switchover::new(id, spec, &operator, &job, first, now);
+                        if one.spec.rows == RowsCheck::Skipped {
+                            one.small.clone_from(&old.small);
+                            one.tables_not_compared = old.large.clone();
+                        }
+                        self.begin_switchover(one, ticket, now);
+                    }
                     Err(fault) => self.answer(ticket, Err(fault)),
                 }
             }
@@ -359,23 +368,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn begin_switchover(
-        &mut self,
-        spec: SwitchoverSpec,
-        operator: &str,
-        job: &Job,
-        ticket: Ticket,
-        now: Timestamp,
-    ) {
-        self.forget_ended(&spec);
-        let id = self.new_job_id();
-        let first = self.take_commands(COMMANDS);
-        let (from, to) = (spec.from.clone(), spec.to.clone());
-        let switchover = Switchover::new(id, spec, operator, job, first, now);
+    fn begin_switchover(&mut self, switchover: Switchover, ticket: Ticket, now: Timestamp) {
+        self.forget_ended(&switchover.spec);
+        let (id, operator) = (switchover.id, &switchover.operator);
+        let (from, to) = (&switchover.spec.from, &switchover.spec.to);
         let text = format!("writes move from {from} to {to}, by {operator}");
         let note = Note::info("switchover.started", text)
-            .node(&to)
-            .of(Some(&from), None);
+            .node(to)
+            .of(Some(from), None);
         let note = note.field("operator", operator);
         self.log(note.field("switchover_id", id), now);
         let one = Switching::of(switchover, now);

@@ -34,6 +34,7 @@ fn begun(way_back: WayBack, rows: RowsCheck) -> (Switchover, Vec<Effect>) {
     let now = Timestamp::UNIX_EPOCH;
     let job = Job::new(JobId(7), job_spec("a", "b"), "dba", 1, now);
     let mut one = Switchover::new(JobId(1), spec(way_back, rows), "dba", &job, 100, now);
+    one.small = vec![TableName::new("app", "t").unwrap()];
     let effects = one.step(Event::Begin, now);
     (one, effects)
 }
@@ -60,10 +61,11 @@ fn success(step: Step) -> Outcome {
         })),
         Step::AdmitRows
         | Step::AdmitSequences
+        | Step::AdmitSmall
         | Step::ProveOpen
         | Step::AdmitLast
         | Step::DropWayBack => Outcome::Done,
-        Step::CompareRows => Outcome::Compared(Box::default()),
+        Step::CompareRows | Step::CompareSmall => Outcome::Compared(Box::default()),
         Step::CloseNew | Step::StopWrites => Outcome::WritesStopped(WritesStopped {
             reopen: "ALTER DATABASE".to_owned(),
             ..WritesStopped::default()
@@ -118,6 +120,8 @@ fn writes_move_in_one_order_with_and_without_a_way_back_and_rows() {
         Drain,
         AdmitSequences,
         Sequences,
+        AdmitSmall,
+        CompareSmall,
         ProveOpen,
         Decide,
         AdmitLast,
@@ -173,6 +177,12 @@ fn what_fails_before_the_decision_is_undone_and_after_it_tried_again() {
         }
         until(&mut one, step, at(0));
         let effects = end(&mut one, Err(fault()), at(1));
+        if matches!(step, Step::AdmitSmall | Step::CompareSmall) {
+            assert_eq!(one.step, Step::ProveOpen);
+            assert_eq!(one.tables_not_compared.names, ["app.t"]);
+            until(&mut one, Step::Completed, at(2));
+            continue;
+        }
         if matches!(step, Step::AdmitLast | Step::LastSequences) {
             assert_eq!((one.step, one.warnings.len()), (Step::Open, 1));
             until(&mut one, Step::Completed, at(2));
@@ -271,6 +281,46 @@ fn writes_do_not_wait_long_for_the_last_look_at_sequences() {
 }
 
 #[test]
+fn rows_are_compared_for_a_moment_while_writes_are_stopped_and_a_difference_ends_it() {
+    let (mut one, _) = begun(WayBack::None, RowsCheck::Skipped);
+    until(&mut one, Step::CompareSmall, at(10));
+    let table = |name, extra| TableReport {
+        rows_a: 50,
+        rows_b: 50 + extra,
+        extra,
+        ..TableReport::new(TableName::new("app", name).unwrap())
+    };
+    let report = |extra| VerifyReport {
+        tables: vec![table("t", extra), table("u", 0)],
+        ..VerifyReport::default()
+    };
+    let mut late = one.clone();
+    let mut equal = one.clone();
+    end(&mut one, Ok(Outcome::Compared(Box::new(report(1)))), at(10));
+    assert_eq!(one.step, Step::ReopenOld);
+    let said = one.fault.unwrap().message;
+    assert!(
+        said.contains("app.t has 51 rows there and 50 on a"),
+        "{said}"
+    );
+
+    end(
+        &mut equal,
+        Ok(Outcome::Compared(Box::new(report(0)))),
+        at(10),
+    );
+    assert_eq!((equal.step, equal.tables_compared), (Step::ProveOpen, 2));
+    assert!(equal.tables_not_compared.is_empty());
+
+    assert_eq!(late.step(Event::Tick, at(11)), []);
+    late.step(Event::Tick, at(12));
+    assert_eq!((late.step, late.tables_compared), (Step::ProveOpen, 0));
+    assert_eq!(late.tables_not_compared.names, ["app.t"]);
+    // Its agent is asked once it is not at work on that any more.
+    assert!(late.running.is_none() && late.stale.is_some());
+}
+
+#[test]
 fn rows_that_differ_and_sequences_that_are_not_set_end_it() {
     let (mut one, _) = begun(WayBack::None, RowsCheck::Compared);
     until(&mut one, Step::CompareRows, at(0));
@@ -299,7 +349,7 @@ fn rows_that_differ_and_sequences_that_are_not_set_end_it() {
     // Others' sequences are accepted where the operator says so.
     for (lacking, next) in [
         (Lacking::Refused, Step::ReopenOld),
-        (Lacking::Accepted, Step::ProveOpen),
+        (Lacking::Accepted, Step::AdmitSmall),
     ] {
         let (mut one, _) = begun(WayBack::None, RowsCheck::Skipped);
         one.spec.lacking = lacking;

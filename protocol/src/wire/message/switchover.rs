@@ -7,13 +7,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Listed;
-use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId};
+use crate::wire::{ByteCount, Fault, JobId, Lsn, NodeId, TableName};
 
 /// The longest time that writes may be stopped, in seconds.
 pub const STOP_MAX: u32 = 24 * 3600;
 
 /// Most names of roles, of extensions and of sequences that are compared.
 pub const COMPARED_MAX: usize = 1_000;
+
+/// Most tables whose rows are compared while writes are stopped.
+pub const SMALL_MAX: usize = 20;
 
 /// What a switchover is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +151,10 @@ pub struct SwitchoverFacts {
     pub not_replicated: Listed,
     /// Tables that the publication carries; of the old node.
     pub tables: u64,
+    /// Of them, some whose rows can be compared in a moment; at most [`SMALL_MAX`].
+    pub small: Vec<TableName>,
+    /// The others.
+    pub large: Listed,
     /// Locks that the server has room for.
     pub lock_room: u64,
     /// Triggers that fire for applied changes too, on any table.
@@ -211,6 +218,10 @@ pub enum SwitchoverStep {
     AdmitSequences,
     /// The new node's sequences are set.
     Sequences,
+    /// The new node is allowed to compare the rows of small tables.
+    AdmitSmall,
+    /// The rows of small tables are compared.
+    CompareSmall,
     /// The new node proves that nobody keeps it from taking writes.
     ProveOpen,
     /// The old node locks out the last writers and decides.
@@ -239,7 +250,7 @@ pub enum SwitchoverStep {
 
 impl SwitchoverStep {
     /// All steps, in order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::PrepareWayBack,
         Self::AdmitRows,
         Self::CompareRows,
@@ -248,6 +259,8 @@ impl SwitchoverStep {
         Self::Drain,
         Self::AdmitSequences,
         Self::Sequences,
+        Self::AdmitSmall,
+        Self::CompareSmall,
         Self::ProveOpen,
         Self::Decide,
         Self::AdmitLast,
@@ -274,6 +287,8 @@ impl SwitchoverStep {
             Self::Drain => "drain",
             Self::AdmitSequences => "admit_sequences",
             Self::Sequences => "sequences",
+            Self::AdmitSmall => "admit_small",
+            Self::CompareSmall => "compare_small",
             Self::ProveOpen => "prove_open",
             Self::Decide => "decide",
             Self::AdmitLast => "admit_last",
@@ -327,6 +342,11 @@ pub struct SwitchoverView {
     pub lifted: bool,
     /// Sessions on `from` that were ended.
     pub ended_sessions: u64,
+    /// Tables whose rows were compared, after the last of them was applied or, with
+    /// [`RowsCheck::Compared`], before writes were stopped.
+    pub tables_compared: u64,
+    /// Tables whose rows were not.
+    pub tables_not_compared: Listed,
     /// Why it was undone or, once it is completed, why there is no way back.
     pub fault: Option<Fault>,
     /// What is in the way of the step, until it succeeds.
