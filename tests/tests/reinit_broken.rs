@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use steep_tests::cluster::{Cluster, Output};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -47,7 +48,7 @@ fn said(output: &Output) -> String {
 }
 
 /// Both sides are equal, and what is written from now on arrives.
-fn follows(cluster: &Cluster, load: Load, except: &[&str]) -> Result<()> {
+fn follows(cluster: &Cluster, load: Load) -> Result<()> {
     cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
     load.wait_for(20, LIMIT)?;
     load.stop()?;
@@ -56,7 +57,7 @@ fn follows(cluster: &Cluster, load: Load, except: &[&str]) -> Result<()> {
         "UPDATE app.orders SET v = 'later' WHERE id = 1; INSERT INTO app.items VALUES (0, 'later')",
     )?;
     cluster.wait_drained("node_a")?;
-    compare::rows_except(&source, &target, except)?.none()?;
+    compare::rows(&source, &target)?.none()?;
     for (database, what) in [
         (&source, "pg_replication_slots"),
         (&source, "pg_publication"),
@@ -112,7 +113,7 @@ fn a_subscription_that_has_disabled_itself_goes_on_with_its_table_anew_and_loses
     let set = "SELECT subdisableonerr FROM pg_subscription";
     assert_eq!(target.sql(set)?, "t");
     reinit(&cluster, &["--tables", "app.items"])?.expect(0)?;
-    follows(&cluster, load, &[])
+    follows(&cluster, load)
 }
 
 /// The slot is gone, and with it what was written since.
@@ -171,7 +172,7 @@ fn a_node_whose_slot_is_lost_follows_by_a_new_one_and_its_readers_see_the_old_ro
     let adjust = ["init", "adjust", "--node", "node_b", "--max-rate", "none"];
     cluster.cli(&adjust)?.expect(0)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
-    follows(&cluster, load, &[])?;
+    follows(&cluster, load)?;
     // It is a replica like any other.
     reinit(&cluster, &["--tables", "app.items"])?.expect(0)?;
     cluster.wait_state("node_b", &["synchronized"], LIMIT)?;
@@ -180,6 +181,46 @@ fn a_node_whose_slot_is_lost_follows_by_a_new_one_and_its_readers_see_the_old_ro
         .expect(0)?;
     residue::of_jobs(&source)?.none()?;
     residue::of_jobs(&target)?.none()
+}
+
+/// The new rows wait for a writer on the node, by the processes that run now.
+fn swaps_in_vain(cluster: &Cluster) -> Result<()> {
+    wait::until_true("the swap to wait for a writer", LIMIT, || {
+        let waiting = &cluster.progress("node_b")?["waiting"];
+        let reason = waiting["reason"].as_str().unwrap_or_default();
+        Ok(reason.contains("somebody on this server writes"))
+    })
+}
+
+#[test]
+fn a_lost_node_whose_swap_is_given_up_keeps_its_rows_and_begins_again() -> Result<()> {
+    let (mut cluster, load) = following()?;
+    let target = cluster.database("node_b");
+    lose_slot(&cluster)?;
+    let open =
+        "SET session_replication_role = replica; BEGIN; UPDATE app.orders SET v = v WHERE id = 1";
+    let writer = Session::sleeping(&target, "writer", open)?;
+    reinit(&cluster, &["--full", "--detach"])?.expect(0)?;
+    swaps_in_vain(&cluster)?;
+    for node in ["node_b", "node_a"] {
+        cluster.kill_agent(node)?;
+        cluster.start_agent(node)?;
+        swaps_in_vain(&cluster)?;
+    }
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    swaps_in_vain(&cluster)?;
+    let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
+    let late = cluster.cli(&cancel)?.expect(1)?;
+    ensure!(said(&late).contains("too late to cancel"), "{late}");
+    cluster
+        .cli(&[&cancel[..], &["--force-cleanup"]].concat())?
+        .expect(0)?;
+    drop(writer);
+    cluster.wait_state("node_b", &["diverged"], LIMIT)?;
+    assert_eq!(target.value::<u32>(OLD)?, 3_000);
+    reinit(&cluster, &["--full"])?.expect(0)?;
+    follows(&cluster, load)
 }
 
 #[test]
