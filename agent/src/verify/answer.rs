@@ -472,16 +472,12 @@ impl Answerer {
 
     fn too_slow(&self, table: &Table) -> Fault {
         let limit = STATEMENT_LIMIT.as_secs();
-        let text = format!(
-            "rows of {} could not be looked up by key within {limit} s",
-            table.name
-        );
-        let fault = Fault::new(FaultKind::Timeout, text)
-            .on(&self.node)
-            .at(&table.name);
-        fault.hint(
-            "the server is too busy: run steep-repl verify at another time, or with --parallel 1",
-        )
+        let name = &table.name;
+        let text = format!("rows of {name} could not be looked up by key within {limit} s");
+        let hint =
+            "the server is too busy: run steep-repl verify at another time, or with --parallel 1";
+        let fault = Fault::new(FaultKind::Timeout, text).on(&self.node);
+        fault.at(name).hint(hint)
     }
 }
 
