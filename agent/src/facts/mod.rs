@@ -121,7 +121,8 @@ async fn try_target(
 
 /// The server's facts, and a session for more questions; `None` where the facts say why not.
 async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
-    let session = Session::connect(&task.conninfo, "preflight").await?;
+    // What somebody has just set for the database or the role holds for new sessions only.
+    let session = Session::connect_anew(&task.conninfo, "preflight").await?;
     let mut facts = ServerFacts {
         version: session.server_version(),
         ..ServerFacts::default()
