@@ -445,7 +445,7 @@ impl<S: Store> Driver<S> {
 pub(super) fn waits(left: &LeftBehind) -> String {
     let (source, slot) = (&left.source, &left.replication.slot);
     format!(
-        "its slot {slot} and publication are still on {source}, and the slot keeps WAL; they are removed as soon as the \
-         agent of {source} is back"
+        "its slot {slot} and publication are still on {source}, and the slot keeps WAL; the agent of {source} removes \
+         them as soon as it is online"
     )
 }
